@@ -1,0 +1,195 @@
+//! What a process does to itself before it starts a thread (design decision 14), and what it asks of its children.
+
+use std::{
+    fs, io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+};
+
+use rustix::{
+    io::Errno,
+    process::{
+        DumpableBehavior, Resource, Rlimit, getegid, geteuid, set_dumpable_behavior, setrlimit,
+    },
+    thread::{CapabilitySet, CapabilitySets, UnshareFlags},
+};
+
+/// Makes a user namespace, in which we are root, and a mount namespace.
+///
+/// Before any thread: in a threaded process the kernel refuses (EINVAL). Before [`seal`]: the maps of a process that is not
+/// dumpable belong to root (EACCES).
+///
+/// # Errors
+/// EPERM where the system forbids user namespaces to ordinary users; ENOSPC where it limits their number.
+pub fn enter_user_namespace() -> io::Result<()> {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    // SAFETY: neither flag touches descriptors or memory that other code relies on; a new mount namespace begins as a copy.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)? };
+    fs::write("/proc/self/setgroups", "deny")?; // gid_map is refused without it (user_namespaces(7))
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    make_mounts_private()
+}
+
+/// Makes a mount namespace of our own, so that no mount of ours is seen elsewhere or outlives us.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn enter_mount_namespace() -> io::Result<()> {
+    super::namespace::unshare_mounts()?;
+    make_mounts_private()
+}
+
+fn make_mounts_private() -> io::Result<()> {
+    use rustix::mount::{MountPropagationFlags as P, mount_change};
+    Ok(mount_change("/", P::PRIVATE | P::REC)?)
+}
+
+/// Whether we may mount here.
+pub fn may_mount() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// No core file, and no other process of this user may read our memory.
+///
+/// # Errors
+/// Those of setrlimit and prctl; none is expected.
+pub fn seal() -> io::Result<()> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Drops all capabilities but those that a mount and its files need.
+///
+/// `final_for_children`: also no_new_privs, so that no program we start regains them. Not for a process that runs a user's
+/// own commands: they keep what the user has.
+///
+/// # Errors
+/// Those of capset and prctl; none is expected.
+pub fn drop_privileges(final_for_children: bool) -> io::Result<()> {
+    const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN
+        .union(CapabilitySet::CHOWN)
+        .union(CapabilitySet::FOWNER)
+        .union(CapabilitySet::DAC_OVERRIDE);
+    let have = rustix::thread::capabilities(None)?;
+    let keep = have.permitted.intersection(KEEP);
+    let sets = CapabilitySets {
+        effective: keep,
+        permitted: keep,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets)?;
+    if final_for_children {
+        rustix::thread::set_no_new_privs(true)?;
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that our parent left open under this number, as `--ready-fd` names it.
+///
+/// # Errors
+/// EBADF if it is not open, or is one of the three standard ones.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: `fcntl(F_GETFD)` takes any number and touches nothing.
+    let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    if number <= 2 || !open {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: it is open, as just seen. Called before anything else of ours is opened under a number that the parent chose,
+    // and once for each number: so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether we are in a user namespace other than the system's first. Without /proc: not.
+pub fn in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_full(&map))
+}
+
+/// Whether a `uid_map` maps every id to itself, as only the first user namespace does.
+fn is_full(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The effective user.
+pub fn uid() -> u32 {
+    geteuid().as_raw()
+}
+
+/// The effective user as those outside our user namespace see him. The same as [`uid`] without one.
+pub fn outer_uid() -> u32 {
+    // lines of (first id inside, first id outside, how many): user_namespaces(7)
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let inner = u64::from(uid());
+    let outer = map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (first, outside, count) = (
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+        );
+        let offset = inner.checked_sub(first).filter(|offset| *offset < count)?;
+        u32::try_from(outside + offset).ok()
+    });
+    outer.unwrap_or_else(uid)
+}
+
+/// SIGKILL for a process group that this process made.
+pub fn kill_group(leader: u32) {
+    use rustix::process::{Pid, Signal, kill_process_group};
+    if let Some(pid) = i32::try_from(leader).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(pid, Signal::KILL); // all of it may have ended
+    }
+}
+
+/// The kernel's release, such as `6.18.44`.
+pub fn kernel_release() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// SIGTERM for a child. One that has ended by itself is as good.
+pub fn terminate(child: &std::process::Child) {
+    use rustix::process::{Pid, Signal, kill_process};
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Locks an open file for this process alone, as long as it stays open (flock). `false`: another has it.
+///
+/// # Errors
+/// Those of flock(2) but for the one that says that another has it.
+pub fn try_lock(file: &fs::File) -> io::Result<bool> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_user_namespace_maps_every_id_to_itself() {
+        assert!(is_full("         0          0 4294967295\n"));
+        for map in [
+            "",
+            "0 1000 1\n",
+            "0 0 4294967294\n",
+            "0 0 1000\n1000 1000 4294966295\n",
+        ] {
+            assert!(!is_full(map), "{map:?}");
+        }
+    }
+}
