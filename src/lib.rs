@@ -25,4 +25,7 @@ pub mod yaml;
 pub mod config;
 pub mod spec;
 
+pub mod backend;
+pub mod store;
+
 pub mod csi;
