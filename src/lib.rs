@@ -28,4 +28,6 @@ pub mod spec;
 pub mod backend;
 pub mod store;
 
+pub mod render;
+
 pub mod csi;
