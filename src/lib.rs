@@ -30,4 +30,6 @@ pub mod store;
 
 pub mod render;
 
+pub mod mount;
+
 pub mod csi;

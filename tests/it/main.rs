@@ -1,1 +1,10 @@
-//! The integration tests.
+//! The integration tests: one binary, a module for each room.
+
+mod support;
+
+mod fault;
+mod model;
+mod mount;
+mod mount_events;
+mod torn;
+

@@ -1,0 +1,20 @@
+//! Shared by all suites: what a test needs to stand on.
+
+pub mod broken;
+pub mod content;
+pub mod faulty;
+pub mod mount_conformance;
+pub mod pace;
+pub mod readers;
+pub mod sandbox;
+pub mod snapshots;
+
+/// Whether files can be given to another user: not in a user namespace that has only our own id.
+pub fn can_chown() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    let all = map
+        .split_whitespace()
+        .nth(2)
+        .and_then(|count| count.parse().ok());
+    all.is_some_and(|count: u64| count > 60_000)
+}
