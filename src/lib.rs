@@ -26,10 +26,13 @@ pub mod config;
 pub mod spec;
 
 pub mod backend;
+pub mod source;
 pub mod store;
 
 pub mod render;
 
 pub mod mount;
+
+pub mod volume;
 
 pub mod csi;

@@ -2,6 +2,10 @@
 
 mod support;
 
+mod pool;
+mod runner;
+mod volume;
+
 mod fault;
 mod model;
 mod mount;

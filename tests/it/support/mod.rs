@@ -1,12 +1,15 @@
 //! Shared by all suites: what a test needs to stand on.
 
+pub mod bed;
 pub mod broken;
+pub mod clock;
 pub mod content;
 pub mod faulty;
 pub mod mount_conformance;
 pub mod pace;
 pub mod readers;
 pub mod sandbox;
+pub mod scripted;
 pub mod snapshots;
 
 /// Whether files can be given to another user: not in a user namespace that has only our own id.

@@ -1,0 +1,59 @@
+//! Which sources a spec's objects are, for one caller. Pure.
+
+use crate::{
+    backend::registry::Registry,
+    caller::{Identity, Principal},
+    error::{Error, Result, codes},
+    mount::VolumeId,
+    source::{SourceKey, runner::Wanted},
+    spec::{ObjectRef, Refresh, Share, VolumeSpec},
+};
+
+/// One source for each object, in their order.
+///
+/// A backend that asks as the node lets whoever asks through: the node's policy has to allow it, and without a policy nobody
+/// may. A local user is himself.
+///
+/// # Errors
+/// `spec.unknown_backend`, `policy.denied`.
+pub(super) fn wanted(
+    id: &VolumeId,
+    spec: &VolumeSpec,
+    identity: &Identity,
+    registry: &Registry,
+) -> Result<Vec<Wanted>> {
+    let every = match spec.refresh {
+        Refresh::Every(interval) => Some(interval),
+        Refresh::Never => None,
+    };
+    let one = |(index, object): (usize, &ObjectRef)| {
+        let backend = registry
+            .backend(&object.backend)
+            .ok_or_else(|| Error::new(&codes::SPEC_UNKNOWN_BACKEND).object(object))?;
+        let principal = identity.principal(backend.asks_as(object));
+        if principal == Principal::Node {
+            return Err(Error::new(&codes::POLICY_DENIED).object(object));
+        }
+        Ok(Wanted {
+            key: SourceKey {
+                object: object.clone(),
+                principal,
+                volume: (object.share == Share::Volume).then(|| id.clone()),
+                epoch: registry.epoch,
+            },
+            every,
+            pushes: backend.pushes(object),
+            optional: optional(spec, index),
+            backend: backend.clone(),
+        })
+    };
+    spec.objects.iter().enumerate().map(one).collect()
+}
+
+/// Whether the volume can do without this object: every file that is made of it may be absent.
+fn optional(spec: &VolumeSpec, index: usize) -> bool {
+    spec.files
+        .iter()
+        .filter(|rule| rule.origin.objects().contains(&index))
+        .all(|rule| rule.optional)
+}
