@@ -35,4 +35,7 @@ pub mod mount;
 
 pub mod volume;
 
+pub mod admin;
+pub mod cli;
 pub mod csi;
+pub mod observe;

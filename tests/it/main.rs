@@ -2,6 +2,17 @@
 
 mod support;
 
+mod docs;
+mod docs_pages;
+mod tidy;
+
+mod check;
+mod config;
+mod render;
+mod spec;
+
+mod store;
+
 mod pool;
 mod runner;
 mod volume;
@@ -11,4 +22,9 @@ mod model;
 mod mount;
 mod mount_events;
 mod torn;
+
+mod mount_cli;
+mod mount_demo;
+mod process;
+mod redaction;
 

@@ -2,11 +2,13 @@
 
 pub mod bed;
 pub mod broken;
+pub mod canary;
 pub mod clock;
 pub mod content;
 pub mod faulty;
 pub mod mount_conformance;
 pub mod pace;
+pub mod program;
 pub mod readers;
 pub mod sandbox;
 pub mod scripted;

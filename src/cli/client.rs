@@ -1,0 +1,88 @@
+//! The client's side of the admin socket.
+
+use std::{path::Path, time::Duration};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Method, Request, body::Bytes};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use crate::{
+    error::{Error, Result, codes},
+    sys::socket::Short,
+    volume::VolumeStatus,
+};
+
+/// Longest answer: a thousand volumes take about 1 MiB.
+const ANSWER_BYTES: usize = 64 << 20;
+/// A refresh waits for its stores; this is longer than one request to a store may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the socket answers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Volumes { volumes: Vec<VolumeStatus> },
+    Volume(Box<VolumeStatus>),
+    Failed { error: Failed },
+}
+
+#[derive(Deserialize)]
+struct Failed {
+    code: String,
+    message: String,
+}
+
+/// Asks one socket; the volumes that it answers with.
+///
+/// # Errors
+/// `admin.unreachable` if nobody answers there; else the error that the other side reports, under its own code.
+pub async fn ask(socket: &Path, method: Method, path: &str) -> Result<Vec<VolumeStatus>> {
+    let unreachable = || Error::new(&codes::ADMIN_UNREACHABLE).object(socket.display());
+    let body = match tokio::time::timeout(DEADLINE, exchange(socket, method, path)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => {
+            return Err(unreachable().source(std::io::Error::other(error.to_string())));
+        }
+        Err(_) => return Err(unreachable().detail("no answer within 60 s")),
+    };
+    match serde_json::from_slice(&body) {
+        Ok(Answer::Volumes { volumes }) => Ok(volumes),
+        Ok(Answer::Volume(volume)) => Ok(vec![*volume]),
+        Ok(Answer::Failed { error }) => Err(reported(&error)),
+        Err(_) => Err(unreachable().detail("the answer is not understood; is it another version?")),
+    }
+}
+
+/// The other side's error, as ours.
+fn reported(failed: &Failed) -> Error {
+    let code = codes::ALL.iter().find(|code| code.name == failed.code);
+    Error::new(code.unwrap_or(&&codes::ADMIN_UNREACHABLE)).detail(&failed.message)
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+) -> std::result::Result<Bytes, Failure> {
+    let short = Short::of(socket)?;
+    let stream = UnixStream::connect(&short.path).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(hyper::header::HOST, "secretfs")
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let body = Limited::new(response.into_body(), ANSWER_BYTES)
+        .collect()
+        .await?
+        .to_bytes();
+    driver.abort();
+    Ok(body)
+}

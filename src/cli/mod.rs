@@ -1,0 +1,216 @@
+//! What a person sees: one file per subcommand. Results on stdout, everything else on stderr.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    backend::registry,
+    caller::Identity,
+    clock::SystemClock,
+    config::Env,
+    error::{Error, ErrorKind, Result, codes},
+    observe::log,
+    sys::process,
+};
+
+pub mod check;
+pub mod client;
+pub mod demo;
+pub mod hook;
+pub mod load;
+pub mod mount;
+pub mod rundir;
+pub mod status;
+pub mod store;
+pub mod table;
+pub mod version;
+
+/// Secrets as files that rotate.
+///
+/// Serves secrets from a store as read-only files, and changes the files in place when the store changes them, so that programs
+/// that watch files need no restart. Start with `secretfs demo`.
+#[derive(Parser)]
+#[command(name = "secretfs", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How much to log on stderr: error, warn, info, debug, trace [default: $SECRETFS_LOG_LEVEL, else warn]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        hide_possible_values = true,
+        help_heading = "Logging"
+    )]
+    log_level: Option<log::Level>,
+    /// `text` for people, or `json`: one object a line [default: $SECRETFS_LOG_FORMAT, else text]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        hide_possible_values = true,
+        help_heading = "Logging"
+    )]
+    log_format: Option<log::Format>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Shows all of it on this machine, in half a minute, and cleans up
+    Demo(demo::DemoArgs),
+    /// Keeps secrets in a directory of encrypted files
+    Store(store::StoreArgs),
+    /// Finds every problem of a spec or a configuration at once
+    Check(check::CheckArgs),
+    /// Mounts a volume and keeps it current
+    Mount(mount::MountArgs),
+    /// Asks the stores now
+    Refresh(status::RefreshArgs),
+    /// Shows the volumes that are served here
+    Status(status::StatusArgs),
+    /// Shows the version and what this kernel offers
+    Version(version::VersionArgs),
+}
+
+/// The exit code of a command whose input has problems that it has shown.
+fn input_wrong() -> ExitCode {
+    ExitCode::from(2)
+}
+
+/// The program: flags in, exit code out.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let env = Env::read();
+    let format = cli
+        .log_format
+        .or_else(|| chosen(env.log_format.as_deref()))
+        .unwrap_or(log::Format::Text);
+    let level = cli
+        .log_level
+        .or_else(|| chosen(env.log_level.as_deref()))
+        .unwrap_or(log::Level::Warn);
+    log::start(level, format);
+    match prepare(&cli.command).and_then(|()| dispatch(cli.command, &env, &mut std::io::stdout())) {
+        Ok(code) => code,
+        Err(error) => {
+            if error.code() != &codes::STDOUT_CLOSED {
+                eprint!("{}", explain(&error, format)); // who closed it has seen enough
+            }
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+/// A value of the environment; one that is not known counts as none.
+fn chosen<T: ValueEnum>(text: Option<&str>) -> Option<T> {
+    text.and_then(|text| T::from_str(text, true).ok())
+}
+
+/// What comes before all else (design decision 14). The demo seals itself, after it has made its namespace.
+fn prepare(command: &Command) -> Result<()> {
+    log::hide_panics();
+    if matches!(command, Command::Demo(_)) {
+        Ok(())
+    } else {
+        seal()
+    }
+}
+
+/// No core file, no look into our memory.
+fn seal() -> Result<()> {
+    process::seal().map_err(|error| {
+        Error::new(&codes::NODE_IO)
+            .step("seal the process")
+            .source(error)
+    })
+}
+
+fn dispatch(command: Command, env: &Env, out: &mut dyn Write) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => demo::run(&args, env, out)?,
+        Command::Store(args) => {
+            let stdin = std::io::stdin();
+            let mut io = store::Io {
+                stdin_is_terminal: stdin.is_terminal(),
+                stdin: &mut stdin.lock(),
+                stdout: out,
+                stderr: &mut std::io::stderr(),
+            };
+            store::run(args, env, &mut io)?;
+        }
+        Command::Check(args) => return check(&args, env),
+        Command::Mount(args) => return mount::run(&args, env, out),
+        Command::Refresh(args) => runtime()?.block_on(status::refresh(&args, env, out))?,
+        Command::Status(args) => runtime()?.block_on(status::status(&args, env, out))?,
+        Command::Version(args) => version::run(&args, out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(args: &check::CheckArgs, env: &Env) -> Result<ExitCode> {
+    let world = check::World {
+        env,
+        check_backend: &registry::problems,
+        registry: &|config| registry::Registry::build(config, 0),
+        clock: Arc::new(SystemClock),
+        who: Identity::Local {
+            uid: process::uid(),
+        },
+    };
+    let code = runtime()?.block_on(check::run(args, &world, &mut std::io::stdout()))?;
+    Ok(ExitCode::from(code))
+}
+
+/// The runtime of a command that needs one: two workers are enough for what waits, and calls on mounts have threads of their own.
+///
+/// # Errors
+/// `node.io` when the machine has no threads left.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Error::new(&codes::NODE_IO)
+                .step("start the runtime")
+                .source(error)
+        })
+}
+
+/// What is wrong, what to do about it, and the code to look up; in a JSON log one object more.
+fn explain(error: &Error, format: log::Format) -> String {
+    let code = error.code();
+    match format {
+        log::Format::Text => format!("secretfs: {error}\n  {}  [{}]\n", code.fix, code.name),
+        log::Format::Json => {
+            let (message, fix) = (error.to_string(), code.fix);
+            format!(
+                "{}\n",
+                serde_json::json!({ "level": "ERROR", "message": message, "code": code.name, "fix": fix })
+            )
+        }
+    }
+}
+
+/// The exit-code edge of the error taxonomy (design section 7): 2 when the input is wrong, 1 when the work failed.
+fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::InvalidSpec => 2,
+        ErrorKind::Conflict
+        | ErrorKind::SecretNotFound
+        | ErrorKind::Unauthenticated
+        | ErrorKind::PermissionDenied
+        | ErrorKind::Busy
+        | ErrorKind::Unavailable
+        | ErrorKind::Timeout
+        | ErrorKind::Exhausted
+        | ErrorKind::Corrupt
+        | ErrorKind::Node
+        | ErrorKind::Bug => 1,
+    }
+}

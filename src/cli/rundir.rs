@@ -1,0 +1,134 @@
+//! Where `secretfs mount` keeps its lock and its admin socket, and where `status` looks for them.
+//!
+//! One pair of files per target: `mount-<id>.lock`, held as long as the process lives, and `mount-<id>.sock`. No secrets.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    config::Env,
+    error::{Error, Result, codes},
+    path::VolumeId,
+    sys::process,
+};
+
+/// Where the node plugin's admin socket is, unless its configuration says otherwise.
+const NODE_SOCKET: &str = "/run/secretfs/admin.sock";
+
+/// The directories in which a `secretfs mount` of this user may have put its socket; the first usable one is where it does.
+pub fn candidates(env: &Env) -> Vec<PathBuf> {
+    // a user namespace's root is not the machine's: both may come here, in one TMPDIR
+    let uid = process::outer_uid();
+    let mut all = Vec::new();
+    all.extend(env.runtime_dir.as_ref().map(|dir| dir.join("secretfs")));
+    all.push(PathBuf::from(format!("/run/user/{uid}/secretfs")));
+    all.push(env.tmp.join(format!("secretfs-{uid}")));
+    all
+}
+
+/// The directory for this process, made if it is not there.
+///
+/// # Errors
+/// `node.io`: none can be used; the message is about the last one.
+pub fn own(env: &Env) -> Result<PathBuf> {
+    let mut last = None;
+    for dir in candidates(env) {
+        match usable(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) => last = Some((dir, error)),
+        }
+    }
+    let (dir, error) = last.unwrap_or_else(|| (PathBuf::new(), io::Error::other("no candidate")));
+    Err(Error::new(&codes::NODE_IO)
+        .object(dir.display())
+        .step("use it for the admin socket")
+        .source(error))
+}
+
+/// Makes it 0700, or sees that it is ours and nobody else can write to it: in a shared TMPDIR anybody may have made it.
+fn usable(dir: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = dir.symlink_metadata()?;
+    let ours = found.is_dir() && found.uid() == process::uid() && found.mode() & 0o022 == 0;
+    if ours {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "it belongs to, or can be written by, another user",
+        ))
+    }
+}
+
+/// The admin socket of a volume in `dir`.
+pub fn socket(dir: &Path, id: &VolumeId) -> PathBuf {
+    dir.join(format!("mount-{id}.sock"))
+}
+
+/// Held as long as this process serves a target.
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock of a volume.
+    ///
+    /// # Errors
+    /// `mount.held` if another process has it.
+    pub fn take(dir: &Path, id: &VolumeId, target: impl std::fmt::Display) -> Result<Self> {
+        let path = dir.join(format!("mount-{id}.lock"));
+        let io = |error: io::Error| {
+            Error::new(&codes::NODE_IO)
+                .object(path.display())
+                .step("lock it")
+                .source(error)
+        };
+        loop {
+            let open = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&path);
+            let file = open.map_err(io)?;
+            if !process::try_lock(&file).map_err(io)? {
+                return Err(Error::new(&codes::MOUNT_HELD).object(target));
+            }
+            // a former holder may have removed the name between our open and our lock: then we hold nothing
+            let same = file.metadata().map_err(io)?.ino();
+            if path
+                .symlink_metadata()
+                .is_ok_and(|found| found.ino() == same)
+            {
+                return Ok(Self { _file: file, path });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path); // while it is still locked; see `take`
+    }
+}
+
+/// Every admin socket that this user could speak to.
+pub fn sockets(env: &Env) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in candidates(env) {
+        let Ok(entries) = std::fs::read_dir(&dir) else {
+            continue;
+        };
+        let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        found.extend(names.filter(|path| path.extension().is_some_and(|end| end == "sock")));
+    }
+    found.sort();
+    found.extend(Some(PathBuf::from(NODE_SOCKET)).filter(|path| path.exists()));
+    found
+}

@@ -1,0 +1,3 @@
+//! How others see what happens: logs.
+
+pub mod log;
