@@ -1,0 +1,8 @@
+//! A spec and secrets, rendered.
+#![no_main]
+
+#[path = "../properties.rs"]
+#[allow(dead_code)]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::render(data));

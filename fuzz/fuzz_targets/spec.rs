@@ -1,0 +1,8 @@
+//! Any bytes as a spec and as a node's configuration.
+#![no_main]
+
+#[path = "../properties.rs"]
+#[allow(dead_code)]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::spec(data));

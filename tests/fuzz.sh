@@ -1,0 +1,35 @@
+#!/bin/sh
+# Searches for inputs that break the properties of fuzz/properties.rs, with the stable compiler.
+#
+#   tests/fuzz.sh SECONDS           each target for that long
+#   tests/fuzz.sh runs N [TARGET]   each target (or one) for N executions
+#
+# New inputs go to fuzz/work/TARGET (not committed); a finding to fuzz/artifacts/TARGET, and the exit code is not 0.
+set -eu
+cd "$(dirname "$0")/.."
+
+targets="spec render"
+case "${1:-}" in
+    runs)
+        limit="-runs=$2"
+        targets="${3:-$targets}"
+        ;;
+    "" | *[!0-9]*)
+        sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+        exit 2
+        ;;
+    *) limit="-max_total_time=$1" ;;
+esac
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+# Coverage as cargo-fuzz asks the compiler for it, less the sanitizers, which need nightly. `--target` keeps these flags
+# away from build scripts.
+RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
+    cargo build --release --manifest-path fuzz/Cargo.toml --target "$host"
+
+for target in $targets; do
+    mkdir -p "fuzz/work/$target" "fuzz/artifacts/$target"
+    "fuzz/target/$host/release/$target" "fuzz/work/$target" "fuzz/corpus/$target" \
+        "$limit" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
+        "-dict=fuzz/dict/$target.dict" "-artifact_prefix=fuzz/artifacts/$target/"
+done
