@@ -8,6 +8,7 @@ mod tidy;
 
 mod check;
 mod config;
+mod fuzz_corpus;
 mod render;
 mod spec;
 
@@ -28,3 +29,4 @@ mod mount_demo;
 mod process;
 mod redaction;
 
+mod bench;

@@ -1,0 +1,32 @@
+//! The benchmarks run and measure something, so that they are there when they are needed.
+
+use std::collections::BTreeSet;
+
+use crate::support::sandbox::Sandbox;
+
+#[path = "../../benches/suite/mod.rs"]
+mod suite;
+
+#[test]
+fn each_benchmark_has_samples_of_ours_and_cleans_up() {
+    let sandbox = Sandbox::new();
+    let rows = suite::run(sandbox.path(), true).unwrap();
+    let names: BTreeSet<_> = rows.iter().map(|row| row.name).collect();
+    assert!(names.len() >= 6, "{names:?}");
+    for row in &rows {
+        assert!(
+            row.samples > 0 && row.p50 <= row.p99 && row.p99 <= row.max,
+            "{}",
+            row.name
+        );
+        let timed = row.unit == "us";
+        assert!(!timed || row.p50 > 0.0, "{} {}", row.name, row.variant);
+    }
+    for name in names.iter().filter(|name| !name.starts_with("held")) {
+        let sides = |side| {
+            rows.iter()
+                .any(|row| row.name == *name && row.variant.starts_with(side))
+        };
+        assert!(sides("A ") && sides("B "), "{name}");
+    }
+}
