@@ -29,6 +29,20 @@ impl<T> Step<T> for Sys<T> {
     }
 }
 
+/// Repeats a call as long as it answers EBUSY, some 100 ms at the most.
+///
+/// Making a mount read-only needs that nobody has a file of it open for writing. We have closed ours, but a child that another
+/// thread is just starting has copies of our descriptors until it executes its program.
+pub(super) fn patiently(mut call: impl FnMut() -> Sys<()>) -> Sys<()> {
+    for _ in 0..100 {
+        match call() {
+            Err(Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            done => return done,
+        }
+    }
+    call()
+}
+
 fn code_of(errno: Errno) -> &'static Code {
     match errno {
         Errno::NOSPC | Errno::NOMEM | Errno::MFILE | Errno::NFILE => &codes::MOUNT_NO_SPACE,
@@ -39,6 +53,22 @@ fn code_of(errno: Errno) -> &'static Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_mount_is_waited_for_and_nothing_else_is() {
+        let mut answers = vec![Ok(()), Err(Errno::BUSY), Err(Errno::BUSY)];
+        assert_eq!(patiently(|| answers.pop().unwrap()), Ok(()));
+        let mut calls = 0;
+        let mut count = |answer| {
+            patiently(|| {
+                calls += 1;
+                answer
+            })
+        };
+        assert_eq!(count(Err(Errno::IO)), Err(Errno::IO));
+        assert_eq!(count(Err(Errno::BUSY)), Err(Errno::BUSY), "not for ever");
+        assert_eq!(calls, 1 + 101);
+    }
 
     #[test]
     fn a_missing_capability_is_named() {

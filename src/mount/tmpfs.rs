@@ -16,7 +16,7 @@ use std::{
 use super::{
     MountOptions, Mounted, Mounter, Probe, Usage, VolumeId,
     atomic::AtomicDir,
-    errno::Step as _,
+    errno::{Step as _, patiently},
     mountinfo::{Mount, Mounts, source_of},
     plan::{Needs, Tree, plan},
     room,
@@ -163,9 +163,7 @@ impl TmpfsMounter {
         mount: BorrowedFd<'_>,
         volume: &VolumeId,
     ) -> Result<(Stat, bool)> {
-        self.fs
-            .mount_setattr(mount, Change::ReadOnly)
-            .step("make it read-only")?; // 4
+        patiently(|| self.fs.mount_setattr(mount, Change::ReadOnly)).step("make it read-only")?; // 4
         let spot = self.free_spot(target)?; // 5
         let moved = self.fs.move_mount(mount, spot.target.as_fd());
         moved.step("attach it")?; // 6

@@ -289,7 +289,7 @@ impl Task {
                 if !counted.is_some_and(|counted| Arc::ptr_eq(counted, &failure.error)) {
                     let error = self.complained.insert(failure.error);
                     if let Some(times) = self.complaint.failed(now, error.code()) {
-                        tracing::warn!(volume_id = %self.id, generation = served.generation.0, code = error.code().name, %error, times, "a volume cannot be refreshed; its files stay as they are");
+                        tracing::warn!(volume_id = %self.id, generation = served.generation.0, code = error.code().name, %error, times, "a volume cannot be kept current");
                     }
                 }
             }
