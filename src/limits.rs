@@ -100,5 +100,7 @@ pub const LEASE_FOUND_GRACE: Duration = Duration::from_secs(120);
 /// Shortest time between two requests for one source that is hinted at. A chatty store cannot take more than the rate of
 /// its backend; a change right after a fetch still reaches the file in a fraction of a second.
 pub const HINT_GAP: Duration = Duration::from_millis(50);
+/// The same for a store on this machine, which answers in a fraction of a millisecond.
+pub const HINT_GAP_LOCAL: Duration = Duration::from_millis(2);
 /// A wait for a backend longer than this is shown to volumes as an error; a shorter one is only waited for.
 pub const HELD_BACK: Duration = Duration::from_secs(5);

@@ -31,7 +31,7 @@ use self::{
     source::{Job, Source, Subscriber, Watch},
 };
 use crate::{
-    backend::Fetched,
+    backend::{Fetched, Pace},
     caller::Caller,
     clock::Mono,
     error::{Error, Result},
@@ -243,6 +243,7 @@ impl Pool {
             source.ask_for_newcomer(now);
         }
         source.pushes |= pushes;
+        source.local = terms.pace == Pace::Local;
         if first {
             source.leases.claim(now); // 3
             if pushes && source.watch == Watch::Off {

@@ -63,6 +63,8 @@ pub(super) struct Source {
     pub(super) door: u64,
     pub(super) subscribers: BTreeMap<VolumeId, Subscriber>,
     pub(super) pushes: bool,
+    /// Its backend is on this machine.
+    pub(super) local: bool,
     pub(super) view: SourceView,
     /// The view has changed since it was shown.
     pub(super) news: bool,
@@ -114,6 +116,7 @@ impl Source {
             door,
             subscribers: BTreeMap::new(),
             pushes: false,
+            local: false,
             view: blank(),
             news: false,
             asked_at: None,
@@ -197,6 +200,8 @@ impl Source {
     pub(super) fn ask_soon(&mut self, now: Mono) {
         let gap = if self.failures > 0 {
             limits::RETRY_FIRST
+        } else if self.local {
+            limits::HINT_GAP_LOCAL
         } else {
             limits::HINT_GAP
         };

@@ -25,6 +25,24 @@ fn a_backend_on_this_machine_is_asked_for_many_at_once() {
 }
 
 #[test]
+fn on_this_machine_a_hint_right_after_a_fetch_waits_for_a_moment_only() {
+    for (terms, gap) in [
+        (local(), limits::HINT_GAP_LOCAL),
+        (Terms::default(), limits::HINT_GAP),
+    ] {
+        let mut rig = Rig::new();
+        rig.terms = terms;
+        rig.subscribe("a", "x", None);
+        let asked = rig.now;
+        rig.fetched("x", object("1", None));
+        assert!(rig.on(Event::Hint(key("x"))).words().is_empty());
+        assert_eq!(rig.next().words(), ["fetch x Refresh again"]);
+        let waited = rig.now - asked - gap.as_secs_f64();
+        assert!((0.0..0.001).contains(&waited), "{waited}");
+    }
+}
+
+#[test]
 fn on_this_machine_the_watch_begins_first_and_one_fetch_is_enough() {
     let mut rig = Rig::new();
     rig.terms = local();
@@ -58,8 +76,8 @@ fn a_watch_that_does_not_begin_delays_the_first_fetch_for_a_moment_only() {
     assert!((1000.0..=1000.11).contains(&rig.now), "{}", rig.now);
     rig.now += 0.01;
     rig.fetched("x", object("1", None));
-    rig.on(Event::Hint(key("x"))); // it has begun after all
-    assert_eq!(rig.next().words(), ["fetch x Refresh again"]);
+    let said = rig.on(Event::Hint(key("x"))); // it has begun after all
+    assert_eq!(said.words(), ["fetch x Refresh again"]);
     rig.subscribe_to("a", "y", None, true);
     let error = Error::new(&codes::STORE_IO);
     let said = rig.on(Event::WatchEnded(key("y"), Err(error)));
