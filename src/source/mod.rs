@@ -65,6 +65,21 @@ pub struct Terms {
     pub optional: bool,
 }
 
+impl SourceView {
+    /// Of a source that was never asked.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            known: Known::Unknown,
+            checked_at: None,
+            error: None,
+            failing_since: None,
+            in_flight: false,
+            watch_error: None,
+            next_at: None,
+        }
+    }
+}
+
 /// What happens to the pool.
 #[derive(Debug)]
 #[allow(missing_docs)]

@@ -35,7 +35,7 @@ use crate::{
     error::{Error, Result, codes},
     limits,
     path::VolumeId,
-    secret::{Known, Lease, Object, Version},
+    secret::{Lease, Object, Version},
     source::{Effect, Event, SourceKey, SourceView, Terms, pool::Pool},
     spec::BackendName,
 };
@@ -257,7 +257,7 @@ impl Runner {
             };
             self.backends.entry(name).or_insert(want.backend);
             let shown = self.shown.entry(want.key.clone()).or_insert_with(|| Shown {
-                view: watch::Sender::new(unknown()),
+                view: watch::Sender::new(SourceView::unknown()),
                 subscribers: HashMap::new(),
             });
             shown.subscribers.insert(volume.clone(), wake.clone());
@@ -516,18 +516,6 @@ fn want<'a>(key: &'a SourceKey, caller: &'a Caller, have: Option<&'a Object>) ->
         who: &caller.0,
         proof: &caller.1,
         have,
-    }
-}
-
-fn unknown() -> SourceView {
-    SourceView {
-        known: Known::Unknown,
-        checked_at: None,
-        error: None,
-        failing_since: None,
-        in_flight: false,
-        watch_error: None,
-        next_at: None,
     }
 }
 

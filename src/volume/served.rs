@@ -162,6 +162,15 @@ pub(super) fn same(a: &Known, b: &Known) -> bool {
 }
 
 impl Served {
+    /// What its sources show now.
+    pub fn views(&self) -> Vec<SourceView> {
+        let views = self
+            .sources
+            .iter()
+            .map(|source| source.view.borrow().clone());
+        views.collect()
+    }
+
     /// A volume that shows nothing yet.
     pub fn new(request: &PublishRequest, sources: Vec<Followed>, generation: Generation) -> Self {
         let unknown = vec![Known::Unknown; sources.len()];

@@ -225,11 +225,7 @@ impl Task {
         let Some(served) = &self.served else {
             return;
         };
-        let views: Vec<_> = served
-            .sources
-            .iter()
-            .map(|s| s.view.borrow().clone())
-            .collect();
+        let views = served.views();
         let settled = served.changed_since.is_none() && views.iter().all(|view| !view.in_flight);
         let failure = trouble(served.failure.as_ref(), &views);
         for waiting in std::mem::take(&mut self.refreshing) {
@@ -277,11 +273,7 @@ impl Task {
         let Some(served) = &self.served else {
             return;
         };
-        let views: Vec<_> = served
-            .sources
-            .iter()
-            .map(|s| s.view.borrow().clone())
-            .collect();
+        let views = served.views();
         match trouble(served.failure.as_ref(), &views) {
             Some(_) if self.closing => {} // the unpublish has told it
             Some(failure) => {

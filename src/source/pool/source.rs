@@ -117,7 +117,7 @@ impl Source {
             subscribers: BTreeMap::new(),
             pushes: false,
             local: false,
-            view: blank(),
+            view: SourceView::unknown(),
             news: false,
             asked_at: None,
             due: None,
@@ -362,7 +362,7 @@ impl Source {
 
     /// The last subscriber left: nothing of the object stays.
     pub(super) fn leave(&mut self, now: Mono) {
-        self.view = blank();
+        self.view = SourceView::unknown();
         (self.due, self.failures, self.urgency) = (None, 0, Urgency::Refresh);
         if self.busy != Some(Job::Fetch) {
             self.asked_at = None; // the next volume need not wait
@@ -411,17 +411,5 @@ impl Source {
             rest,
         ];
         moments.into_iter().flatten().min()
-    }
-}
-
-pub(super) fn blank() -> SourceView {
-    SourceView {
-        known: Known::Unknown,
-        checked_at: None,
-        error: None,
-        failing_since: None,
-        in_flight: false,
-        watch_error: None,
-        next_at: None,
     }
 }
