@@ -4,8 +4,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use secretfs::{
+    backend::registry,
     cli::check,
-    config::{Config, Env, check_store},
+    config::{Config, Env},
     error::codes,
     limits,
     render::{self, FileContent, Known},
@@ -34,7 +35,7 @@ pub fn spec(data: &[u8]) {
         }
         Err(problems) => told(text, &problems),
     }
-    if let Err(problems) = Config::parse(text, &Env::default(), &check_store) {
+    if let Err(problems) = Config::parse(text, &Env::default(), &registry::problems) {
         told(text, &problems);
     }
 }

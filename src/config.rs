@@ -6,16 +6,20 @@
 //!
 //! Does not: open a store, check that a path exists, know what a policy line means.
 
+mod change;
 mod parse;
+mod policy;
 
 use std::path::{Path, PathBuf};
 
-pub use parse::{KEYS, LIMIT_KEYS};
+pub use change::{Change, Places, RELOADED, change, fixed_keys};
+pub use parse::{AUDIT_KEYS, KEYS, LIMIT_KEYS};
+pub use policy::POLICY_KEYS;
 
 use crate::{
-    error::codes,
     limits,
-    spec::{BackendName, Problem, Span, VolumeLimits, read::shown},
+    policy::PolicyLine,
+    spec::{BackendName, Problem, Span, VolumeLimits},
     yaml::Node,
 };
 
@@ -40,6 +44,10 @@ pub struct Env {
     pub tmp: PathBuf,
     /// `NODE_NAME`, which Kubernetes' downward API fills.
     pub node_name: Option<String>,
+    /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`, which every pod has; `None` unless both are there.
+    pub kubernetes: Option<(String, u16)>,
+    /// `KUBECONFIG`: one file.
+    pub kubeconfig: Option<PathBuf>,
     /// `NO_COLOR` is set.
     pub no_color: bool,
 }
@@ -67,6 +75,9 @@ impl Env {
             runtime_dir: absolute("XDG_RUNTIME_DIR"),
             tmp: absolute("TMPDIR").unwrap_or_else(|| PathBuf::from("/tmp")),
             node_name: text("NODE_NAME"),
+            kubernetes: text("KUBERNETES_SERVICE_HOST")
+                .zip(text("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok())),
+            kubeconfig: path("KUBECONFIG"),
             no_color: var("NO_COLOR").is_some(),
         }
     }
@@ -127,6 +138,25 @@ pub struct Config {
     pub volume_limits: VolumeLimits,
     /// Limits of pods, namespaces and the node.
     pub node_limits: NodeLimits,
+    /// How much is logged, unless a flag or the environment says so.
+    pub log_level: Option<LogLevel>,
+    /// Where its keys stand.
+    pub places: Places,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum LogLevel {
+    /// What failed and needs somebody.
+    Error,
+    /// What failed and mends itself.
+    Warn,
+    /// What happened.
+    Info,
+    /// Why.
+    Debug,
+    /// Everything but secrets.
+    Trace,
 }
 
 /// Where to listen.
@@ -164,17 +194,6 @@ pub struct BackendConfig {
     pub settings: Node,
 }
 
-/// One line of the policy: it only allows.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PolicyLine {
-    /// Namespaces, exact names or `*`.
-    pub namespaces: Vec<String>,
-    /// Service accounts, exact names or `*`.
-    pub service_accounts: Vec<String>,
-    /// `BACKEND:PATTERN`; `*` within a segment, `**` any depth.
-    pub allow: Vec<(BackendName, String)>,
-}
-
 /// Totals that no tenant may exceed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NodeLimits {
@@ -209,20 +228,6 @@ pub struct StoreSettings {
 /// `backend::registry`.
 pub type CheckBackend<'c> = &'c dyn Fn(&BackendConfig) -> Vec<Problem>;
 
-/// A [`CheckBackend`] for the kind `store` alone.
-pub fn check_store(backend: &BackendConfig) -> Vec<Problem> {
-    match &*backend.kind {
-        "store" => StoreSettings::read(backend).err().unwrap_or_default(),
-        other => vec![Problem {
-            code: &codes::CONFIG_INVALID,
-            at: backend.at,
-            field: format!("{}.kind", backend.field),
-            message: format!("there is no kind `{}` of backend", shown(other)),
-            help: Some("there are: store".to_owned()),
-        }],
-    }
-}
-
 impl Config {
     /// What holds without a configuration: the defaults, and one backend `store` at the user's own place.
     pub fn local(store: &Path, identity: &Path) -> Self {
@@ -242,6 +247,14 @@ impl Config {
                 ]),
             }));
         config
+    }
+}
+
+impl Config {
+    /// Where the kubelet looks for plugins that want to be registered.
+    pub fn registration_socket(&self) -> PathBuf {
+        let name = format!("{}-reg.sock", self.driver);
+        self.kubelet_dir.join("plugins_registry").join(name)
     }
 }
 
@@ -269,6 +282,8 @@ impl Default for Config {
             policy: Vec::new(),
             volume_limits: VolumeLimits::default(),
             node_limits: NodeLimits::default(),
+            log_level: None,
+            places: Places::default(),
         }
     }
 }

@@ -136,8 +136,11 @@ pub mod codes {
         MOUNT_NO_SPACE = "mount.no_space" Exhausted "The machine has no memory or descriptors left for the volume." "Give it more.";
         MOUNT_OWNER = "mount.owner" Node "A file cannot be given to the owner that the spec names." "Leave uid and gid away, or run with CAP_CHOWN in a user namespace that has the id.";
         MOUNT_GONE = "mount.gone" Node "The mount has gone from the target." "Restart the program that uses it, and see who unmounted it.";
+        MOUNT_LINK = "mount.link" Node "A symbolic link is in the way to the target." "Remove the link, or name the target without it; below kubeletDir none is followed.";
+        MOUNT_CONTEXT = "mount.context" Node "The kernel does not take the SELinux context of the volume's files." "Remove the context from the pod, or enable SELinux on the node.";
         // volumes and the process
         VOLUME_UNKNOWN = "volume.unknown" SecretNotFound "No volume of this id or target is served here." "See `secretfs status`.";
+        VOLUME_ELSEWHERE = "volume.elsewhere" Conflict "The volume is served already, at another target or with another group or SELinux context." "Unpublish it first.";
         VOLUME_CLOSED = "volume.closed" Busy "The volume is being unpublished." "Nothing.";
         VOLUME_STOPPED = "volume.stopped" Unavailable "The program is stopping." "Nothing.";
         ADMIN_UNREACHABLE = "admin.unreachable" Node "No secretfs answers at the admin socket." "Start `secretfs mount` or `secretfs node`.";
@@ -145,6 +148,16 @@ pub mod codes {
         NODE_IO = "node.io" Node "A file or socket of this program cannot be used." "Check the path's permissions and free space.";
         NODE_NAMESPACE = "node.namespace" Node "The system does not allow user namespaces to this user." "Run as root, or allow them (see the message).";
         STDOUT_CLOSED = "stdout.closed" Node "Whoever read the results has stopped reading." "Nothing: no message is shown.";
+        CSI_BAD_REQUEST = "csi.bad_request" InvalidSpec "A CSI call lacks a field, or has a value that is not allowed." "Mend what is named; a kubelet sends it right.";
+        CSI_NOT_READONLY = "csi.not_readonly" InvalidSpec "The volume is not read-only." "Add `readOnly: true` under `csi:` of the pod's volume.";
+        CSI_BAD_TARGET = "csi.bad_target" InvalidSpec "The target does not lie where a kubelet puts volumes." "Set `kubeletDir` to the kubelet's --root-dir.";
+        CSI_NOT_REGISTERED = "csi.not_registered" Unavailable "The kubelet has not registered the driver." "Set `kubeletDir` to the kubelet's --root-dir, and mount its plugins_registry at the same path.";
+        IDENTITY_FORGED = "identity.forged" PermissionDenied "What the pod says of itself and what the kubelet says of it do not agree." "Remove keys that begin with `csi.storage.k8s.io/` from volumeAttributes.";
+        LIMIT_EXCEEDED = "limit.exceeded" Exhausted "The volumes of this pod, namespace or node have reached a limit." "Remove volumes, make them smaller, or raise the limit in the node's configuration.";
+        DRIVER_OBJECT = "driver.object" Node "The CSIDriver object is not as it must be, so identities could be forged." "Apply the CSIDriver object that comes with this version.";
+        KUBERNETES_UNREACHABLE = "kubernetes.unreachable" Unavailable "The API server cannot be asked." "Check the service account's token and permissions, or set `kubernetes: off` where there is none.";
+        CONFIG_FIXED_KEY = "config.fixed_key" InvalidSpec "A key of the configuration cannot change while the node plugin runs." "Restart the plugin, or undo the change.";
+        AUDIT_UNAVAILABLE = "audit.unavailable" Unavailable "The audit log cannot be written, and `onFailure: deny` lets nothing be delivered without it." "Make room for the log, or start what reads it; then it is tried again.";
         BUG = "bug" Bug "An internal rule of secretfs was broken." "Report it.";
     }
 }

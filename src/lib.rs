@@ -23,6 +23,7 @@ pub mod sys;
 pub mod yaml;
 
 pub mod config;
+pub mod policy;
 pub mod spec;
 
 pub mod backend;
@@ -38,4 +39,5 @@ pub mod volume;
 pub mod admin;
 pub mod cli;
 pub mod csi;
+pub mod kube;
 pub mod observe;

@@ -12,6 +12,8 @@ pub const BYTES_PER_VOLUME: u64 = 4 << 20;
 pub const FILES_PER_VOLUME: u32 = 256;
 /// Bytes of a spec's text. The API server's own limit for an object is 1.5 MiB; a spec is a page.
 pub const SPEC_BYTES: usize = 256 << 10;
+/// Texts of specs that are not read again while a volume serves them: more than a node's pods have among them.
+pub const SPECS_KNOWN: usize = 64;
 /// Nesting of YAML, JSON and templates. Above any hand-written file, below what a recursive parser's stack bears.
 pub const NESTING: usize = 32;
 /// Nodes of a YAML document after aliases are expanded: a "billion laughs" stops here.
@@ -43,6 +45,17 @@ pub const REFRESH_DEFAULT: Duration = Duration::from_secs(60);
 pub const FETCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes of one request to the admin socket.
 pub const ADMIN_REQUEST_BYTES: usize = 64 << 10;
+/// Connections at once to the admin socket, and as many to the health checks: each has a client or two. More wait.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// Longest that a client may take for the head of a request.
+pub const HTTP_HEADER: Duration = Duration::from_secs(10);
+/// Longest that a connection to the health checks lasts: anybody on the network may open one.
+pub const HTTP_CONNECTION: Duration = Duration::from_secs(20);
+/// How long the node plugin, told to stop, goes on for the calls in flight. With [`STOP_GRACE`], [`NODE_CLOSE`] and [`AUDIT_FLUSH`] after it, 20 s;
+/// Kubernetes kills after 30.
+pub const NODE_DRAIN: Duration = Duration::from_secs(12);
+/// How long it then waits for the last answers to reach the kubelet.
+pub const NODE_CLOSE: Duration = Duration::from_secs(1);
 /// Words and signs of one template tag. The engine recurses once for each; some thousand overflow a thread's stack.
 pub const TEMPLATE_TAG_TOKENS: usize = 300;
 /// `elif` of one template: each nests in the one before, for the same stack.
@@ -55,9 +68,14 @@ pub const VOLUMES_PER_POD: u32 = 16;
 pub const BYTES_PER_NAMESPACE: u64 = 64 << 20;
 /// Bytes of all volumes, by default (`limits.bytesPerNode`): what the plugin's own memory limit must hold.
 pub const BYTES_PER_NODE: u64 = 256 << 20;
-/// Longest that a publish waits for its sources. The kubelet gives up after 120 s (`csiTimeout`) and would ask again while
-/// we still work.
-pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(90);
+/// Longest that a publish takes. The kubelet gives up after 120 s (`csiTimeout`); ours ends before, so that it hears our reason.
+pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(100);
+/// Bytes of a volume's record: a spec's text, each byte of which may be six in JSON, and names.
+pub const RECORD_BYTES: u64 = 2 << 20;
+/// Records that a restart looks at. More volumes than a node has pods; beyond it their mounts are taken over without.
+pub const RECORDS: usize = 10_000;
+/// Volumes that a restart takes over at once: as many threads at the most, and a second for some thousand volumes.
+pub const RESTORE_AT_ONCE: usize = 16;
 /// How long a stop waits for requests to return and leases to be given back, before it goes on without them.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Commands that wait in one volume's mailbox. The kubelet has one call per volume in flight; beyond this somebody loops.
@@ -70,8 +88,11 @@ pub const REPLACE_RETRY_MAX: Duration = Duration::from_secs(60);
 pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Further warnings in that time, each because of another cause than the one before.
 pub const WARN_CAUSES: u32 = 10;
-/// Requests in flight to one backend: a hung one holds no more tasks and connections than this.
-pub const BACKEND_IN_FLIGHT: u32 = 8;
+/// Requests in flight to one backend: a hung one holds no more tasks and connections than this. A quarter of them is kept for
+/// tenants who have none in flight; the rest is a full burst beside one tenant who hangs, or six who do.
+pub const BACKEND_IN_FLIGHT: u32 = 64;
+/// Requests in flight to one backend for one namespace: what hangs for it holds no more than this.
+pub const TENANT_IN_FLIGHT: u32 = 8;
 /// Requests that one backend gets in a second in the long run: above the need of a full node, below what a store notices.
 pub const BACKEND_PER_SECOND: u32 = 20;
 /// Requests that one backend gets at once after a rest: a node's worth of pods that start together.
@@ -79,6 +100,8 @@ pub const BACKEND_BURST: u32 = 40;
 /// Requests in flight to a backend on this machine: each is a short look at files on a thread of its own, or waits for a
 /// store that is just being changed. Far below the number of such threads.
 pub const LOCAL_IN_FLIGHT: u32 = 64;
+/// The same for one namespace: enough to keep every processor busy with such looks.
+pub const LOCAL_TENANT_IN_FLIGHT: u32 = 16;
 /// Longest that the first look at a backend on this machine waits for the watch that goes with it. A look before the watch
 /// has begun would have to be repeated after.
 pub const WATCH_HEAD_START: Duration = Duration::from_millis(100);
@@ -104,3 +127,73 @@ pub const HINT_GAP: Duration = Duration::from_millis(50);
 pub const HINT_GAP_LOCAL: Duration = Duration::from_millis(2);
 /// A wait for a backend longer than this is shown to volumes as an error; a shorter one is only waited for.
 pub const HELD_BACK: Duration = Duration::from_secs(5);
+/// Entries of `volume_context`, and of `secrets`, in one publish: the kubelet adds ten, a Secret of a pod has a few.
+pub const CSI_ENTRIES: usize = 128;
+/// Bytes of one of their keys: the longest that Kubernetes has, a prefix and a name.
+pub const CSI_KEY_BYTES: usize = 317;
+/// Bytes of a value of `volume_context` other than the spec and the tokens: names and uids.
+pub const CSI_VALUE_BYTES: usize = 4 << 10;
+/// Bytes of a value of `secrets`: a Secret's own limit.
+pub const CSI_SECRET_BYTES: usize = 1 << 20;
+/// Service account tokens of one publish: one for each audience that a backend names.
+pub const TOKENS: usize = 32;
+/// Bytes of one token. One of Kubernetes has about 1 KiB; longer names and audiences make it a few.
+pub const TOKEN_BYTES: usize = 16 << 10;
+/// Bytes of all tokens of one publish, as JSON.
+pub const TOKENS_BYTES: usize = 256 << 10;
+/// Audit records that wait to be written, each up to some KiB: a node's worth of pods that start together.
+pub const AUDIT_WAITING: usize = 1024;
+/// Longest pause before an audit log that could not be written is tried again, with `onFailure: deny`.
+pub const AUDIT_RETRY: Duration = Duration::from_secs(1);
+/// How long an audit record may wait to be written before, with `onFailure: deny`, nothing more is delivered: what is not on
+/// record at a kill is bounded by this time.
+pub const AUDIT_LATE: Duration = Duration::from_secs(1);
+/// Longest that the end of the program waits for the last audit records: well within a pod's 30 s to stop.
+pub const AUDIT_FLUSH: Duration = Duration::from_secs(2);
+/// Longest that a connection to the API server takes to come up.
+pub const KUBE_CONNECT: Duration = Duration::from_secs(5);
+/// Longest that one call of the API server takes. Its own limit for a request is 60 s; nobody here waits that long.
+pub const KUBE_CALL: Duration = Duration::from_secs(10);
+/// How long one watch lasts, so that a connection that died silently is noticed; the client library allows 294 s.
+pub const KUBE_WATCH: Duration = Duration::from_secs(290);
+/// How much shorter it may be, by chance: the watches of a thousand nodes must not end together.
+pub const KUBE_WATCH_SPREAD: Duration = Duration::from_secs(60);
+/// First wait after the API server could not be asked, doubled with each failure, half to the whole of it by chance.
+pub const KUBE_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest such wait: how late we hear that the API server is back.
+pub const KUBE_RETRY_MAX: Duration = Duration::from_secs(30);
+/// Kubernetes Events that may wait to be written. More come only when many volumes fail at once; then the first say it.
+pub const EVENTS_WAITING: usize = 256;
+/// Time in which one Event is written once; those between are counted. A volume that fails does so each minute.
+pub const EVENT_REPEAT: Duration = Duration::from_secs(600);
+/// Time between two Events of a node in the long run.
+pub const EVENT_INTERVAL: Duration = Duration::from_secs(1);
+/// Events that a node may write at once after a rest: as many as client-go's own recorder allows for one object.
+pub const EVENT_BURST: u32 = 25;
+/// Bytes of an Event's note: the API server's own limit.
+pub const EVENT_NOTE_BYTES: usize = 1024;
+/// How long the text of a changed configuration has to stay the same before it is read: somebody may still be writing it.
+pub const RELOAD_SETTLE: Duration = Duration::from_millis(100);
+/// How often the configuration is looked at where changes cannot be watched (no inotify left, its directory is gone).
+pub const RELOAD_POLL: Duration = Duration::from_secs(30);
+/// Bytes of one CSI message: gRPC's own default, above a Secret (1 MiB), a spec and all tokens together.
+pub const CSI_MESSAGE_BYTES: usize = 4 << 20;
+/// Bytes of an error's text for the kubelet: it becomes an event, and an event's message has 1 KiB.
+pub const CSI_STATUS_BYTES: usize = 800;
+/// Connections to the CSI socket at once; more wait. The kubelet makes one for each call, and a backend that hangs holds those of its
+/// volumes: so far above the volumes of a node.
+pub const CSI_CONNECTIONS: usize = 2048;
+/// Calls at once on one connection. A kubelet has one.
+pub const CSI_STREAMS: u32 = 256;
+/// How long a connection to the CSI socket may last without a first call.
+pub const CSI_FIRST_CALL: Duration = Duration::from_secs(10);
+/// How long it may last without another one: probes come more often.
+pub const CSI_IDLE: Duration = Duration::from_secs(600);
+/// How long a client has to read the last answer before its connection is dropped.
+pub const CSI_LINGER: Duration = Duration::from_secs(1);
+/// Pause after an `accept` that failed: no descriptors are left, and somebody else must close some.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Warnings about failed CSI calls in a minute. A pod whose volume fails is retried for ever, and there may be hundreds.
+pub const CSI_WARNINGS: u32 = 60;
+/// Bytes of a node's id (CSI specification).
+pub const NODE_ID_BYTES: usize = 256;

@@ -124,6 +124,13 @@ impl TargetPath {
         &self.0
     }
 
+    /// The path from `dir` to the mount point, if that lies below `dir` as text.
+    pub fn below(&self, dir: &Path) -> Option<&Path> {
+        let below = self.0.strip_prefix(dir).ok()?;
+        // Of an empty `dir` nothing is stripped.
+        (below.is_relative() && below != Path::new("")).then_some(below)
+    }
+
     /// The directory that holds the mount point.
     pub fn parent(&self) -> &Path {
         self.0.parent().unwrap_or(Path::new("/"))
@@ -284,5 +291,22 @@ mod tests {
             (target.parent(), target.name().to_str()),
             (Path::new("/a"), Some("b"))
         );
+        for (dir, below) in [
+            ("/a", Some("b")),
+            ("/a/", Some("b")),
+            ("/", Some("a/b")),
+            ("/a/b", None),
+            ("/a/b/c", None),
+            ("/a/./", Some("b")),
+            ("/aa", None),
+            ("/a/../a", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                target.below(Path::new(dir)),
+                below.map(Path::new),
+                "{dir:?}"
+            );
+        }
     }
 }

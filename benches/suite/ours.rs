@@ -43,6 +43,9 @@ pub fn options(number: usize) -> Outcome<MountOptions> {
         volume: VolumeId::parse(&format!("bench-{number}")).ok_or("volume id")?,
         bytes_limit: BYTES_PER_VOLUME,
         files_limit: FILES_PER_VOLUME,
+        context: None,
+        make_target: false,
+        grant: secretfs::mount::Grant::default(),
     })
 }
 

@@ -7,6 +7,7 @@ use crate::{
     config::{BackendConfig, Config},
     error::{self, Error, codes},
     spec::{BackendName, Facts, ObjectRef, Problem, Span, read::shown, suggest},
+    yaml::{Key, Node, Value},
 };
 
 /// Makes a backend of its settings, without I/O; or all that is wrong with them.
@@ -39,18 +40,56 @@ fn build(config: &BackendConfig) -> Result<Arc<dyn Backend>, Vec<Problem>> {
     build(config)
 }
 
+/// Whether two settings say the same, wherever and in whatever style it is written; keys may be in any order.
+fn says_the_same(one: &Node, other: &Node) -> bool {
+    match (&one.value, &other.value) {
+        (Value::Scalar(a), Value::Scalar(b)) => a.text == b.text && a.is_null() == b.is_null(),
+        (Value::Sequence(a), Value::Sequence(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| says_the_same(a, b))
+        }
+        (Value::Mapping(a), Value::Mapping(b)) => {
+            let has = |(key, node): &(Key, Node)| {
+                b.iter()
+                    .any(|(other, b)| other.text == key.text && says_the_same(node, b))
+            };
+            a.len() == b.len() && a.iter().all(has)
+        }
+        (Value::Scalar(_) | Value::Sequence(_) | Value::Mapping(_), _) => false,
+    }
+}
+
 /// Named backends. Replaced as a whole when the configuration changes.
 #[derive(Default, Clone)]
 pub struct Registry {
-    by_name: BTreeMap<BackendName, Arc<dyn Backend>>,
-    /// Grows by one with each configuration: a source asked under another one is another source.
-    pub epoch: u64,
+    by_name: BTreeMap<BackendName, Named>,
+    /// The last epoch that was given. Each is given once: a backend that leaves and comes back has another.
+    last: u64,
+}
+
+#[derive(Clone)]
+struct Named {
+    backend: Arc<dyn Backend>,
+    epoch: u64,
+    /// What it was made of; `None`: not of a configuration.
+    settings: Option<(String, Node)>,
 }
 
 impl Registry {
-    /// A registry of these backends.
+    /// A registry of these backends, all of one epoch.
     pub fn new(by_name: BTreeMap<BackendName, Arc<dyn Backend>>, epoch: u64) -> Self {
-        Self { by_name, epoch }
+        let named = |(name, backend)| {
+            let settings = None;
+            let named = Named {
+                backend,
+                epoch,
+                settings,
+            };
+            (name, named)
+        };
+        Self {
+            by_name: by_name.into_iter().map(named).collect(),
+            last: epoch,
+        }
     }
 
     /// The backends of a configuration that has been parsed with [`problems`].
@@ -58,23 +97,77 @@ impl Registry {
     /// # Errors
     /// `config.invalid` for one that was not.
     pub fn build(config: &Config, epoch: u64) -> error::Result<Self> {
-        let mut by_name: BTreeMap<_, Arc<dyn Backend>> = BTreeMap::new();
+        let before = Self {
+            by_name: BTreeMap::new(),
+            last: epoch.wrapping_sub(1),
+        };
+        Self::rebuild(&before, config)
+    }
+
+    /// The same after a change of the configuration. A backend whose kind and settings are as they were is the same one, of the same
+    /// epoch; every other is new, of an epoch that there never was: a source asked under another epoch is another source.
+    ///
+    /// # Errors
+    /// `config.invalid`.
+    pub fn rebuild(old: &Self, config: &Config) -> error::Result<Self> {
+        let epoch = old.last.wrapping_add(1);
+        let mut by_name = BTreeMap::new();
         for part in &config.backends {
+            let made_of = |named: &&Named| {
+                named.settings.as_ref().is_some_and(|(kind, settings)| {
+                    *kind == part.kind && says_the_same(settings, &part.settings)
+                })
+            };
+            if let Some(same) = old.by_name.get(&part.name).filter(made_of) {
+                by_name.insert(part.name.clone(), same.clone());
+                continue;
+            }
             let made = build(part).map_err(|problems| {
                 let first = problems.into_iter().next().map(|problem| problem.message);
                 Error::new(&codes::CONFIG_INVALID)
                     .object(&part.field)
                     .detail(first.unwrap_or_default())
             })?;
-            let instrumented = Instrumented::new(part.name.clone(), made);
-            by_name.insert(part.name.clone(), Arc::new(instrumented) as _);
+            let named = Named {
+                backend: Arc::new(Instrumented::new(part.name.clone(), made)),
+                epoch,
+                settings: Some((part.kind.clone(), part.settings.clone())),
+            };
+            by_name.insert(part.name.clone(), named);
         }
-        Ok(Self::new(by_name, epoch))
+        Ok(Self {
+            by_name,
+            last: epoch,
+        })
+    }
+
+    /// With this backend under that name, of a new epoch; all others stay as they are.
+    pub fn with(mut self, name: BackendName, backend: Arc<dyn Backend>) -> Self {
+        self.last = self.last.wrapping_add(1);
+        let named = Named {
+            backend,
+            epoch: self.last,
+            settings: None,
+        };
+        self.by_name.insert(name, named);
+        self
+    }
+
+    /// Without the backend of that name.
+    pub fn without(mut self, name: &BackendName) -> Self {
+        self.by_name.remove(name);
+        self
     }
 
     /// The backend of this name.
     pub fn backend(&self, name: &BackendName) -> Option<&Arc<dyn Backend>> {
-        self.by_name.get(name)
+        self.by_name.get(name).map(|named| &named.backend)
+    }
+
+    /// The backend of this name, and its epoch.
+    pub fn named(&self, name: &BackendName) -> Option<(&Arc<dyn Backend>, u64)> {
+        let named = self.by_name.get(name)?;
+        Some((&named.backend, named.epoch))
     }
 
     /// What the object's backend says of it, without I/O: the `check` of `spec::parse`.

@@ -34,24 +34,75 @@ struct Failed {
     message: String,
 }
 
+/// A node plugin, as `GET /v1/node` tells it: what is shown of it. The whole is in [`About::all`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct About {
+    /// The CSI driver's name.
+    pub driver: String,
+    /// The node's name.
+    pub node: String,
+    /// What objects.
+    pub objections: Vec<Objection>,
+    /// `auto` or `off`.
+    pub kubernetes: String,
+    /// How its configuration is.
+    pub config: ConfigAbout,
+    /// The answer as it came.
+    #[serde(skip)]
+    pub all: serde_json::Value,
+}
+
+/// Why publishes would not work.
+#[derive(Deserialize)]
+pub struct Objection {
+    /// Whose objection it is.
+    pub part: String,
+    /// In words.
+    pub message: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// How a node's configuration is.
+#[derive(Deserialize)]
+pub struct ConfigAbout {
+    /// Its file.
+    pub file: String,
+    /// Why the file, as it is now, is not in force.
+    pub error: Option<String>,
+}
+
+/// The node plugin that answers at a socket; `None`: it is not a node plugin's, or nobody answers.
+pub async fn node(socket: &Path) -> Option<About> {
+    let asked = answer(socket, Method::GET, "/v1/node").await.ok()?;
+    let all: serde_json::Value = serde_json::from_slice(&asked).ok()?;
+    let about = About::deserialize(&all).ok()?;
+    Some(About { all, ..about })
+}
+
 /// Asks one socket; the volumes that it answers with.
 ///
 /// # Errors
 /// `admin.unreachable` if nobody answers there; else the error that the other side reports, under its own code.
 pub async fn ask(socket: &Path, method: Method, path: &str) -> Result<Vec<VolumeStatus>> {
-    let unreachable = || Error::new(&codes::ADMIN_UNREACHABLE).object(socket.display());
-    let body = match tokio::time::timeout(DEADLINE, exchange(socket, method, path)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(error)) => {
-            return Err(unreachable().source(std::io::Error::other(error.to_string())));
-        }
-        Err(_) => return Err(unreachable().detail("no answer within 60 s")),
-    };
+    let body = answer(socket, method, path).await?;
     match serde_json::from_slice(&body) {
         Ok(Answer::Volumes { volumes }) => Ok(volumes),
         Ok(Answer::Volume(volume)) => Ok(vec![*volume]),
         Ok(Answer::Failed { error }) => Err(reported(&error)),
-        Err(_) => Err(unreachable().detail("the answer is not understood; is it another version?")),
+        Err(_) => Err(Error::new(&codes::ADMIN_UNREACHABLE)
+            .object(socket.display())
+            .detail("the answer is not understood; is it another version?")),
+    }
+}
+
+async fn answer(socket: &Path, method: Method, path: &str) -> Result<Bytes> {
+    let unreachable = || Error::new(&codes::ADMIN_UNREACHABLE).object(socket.display());
+    match tokio::time::timeout(DEADLINE, exchange(socket, method, path)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => Err(unreachable().source(std::io::Error::other(error.to_string()))),
+        Err(_) => Err(unreachable().detail("no answer within 60 s")),
     }
 }
 

@@ -14,9 +14,10 @@ use crate::{
     config::{Config, Env},
     error::{Error, Result, codes},
     mount::tmpfs::TmpfsMounter,
+    observe::{audit::Audit, events::Events, log},
     source::pool::Rules,
     spec::{self, Place, Setting, VolumeSpec},
-    volume::{Mounters, Parts},
+    volume::{Mounters, Parts, Settings, record::Records},
 };
 
 /// Where the embedded store is, for a command that uses it without a configuration.
@@ -72,7 +73,10 @@ pub fn node(config: Option<&Path>, flags: &StoreFlags, env: &Env) -> Result<Opti
         Some(path) => {
             let (file, text) = check::read(path)?;
             match Config::parse(&text, env, &registry::problems) {
-                Ok(config) => config,
+                Ok(config) => {
+                    log::follow(config.log_level);
+                    config
+                }
                 Err(problems) => {
                     report(&file, &text, &problems);
                     return Ok(None);
@@ -114,7 +118,8 @@ pub fn spec(path: &Path, node: &Node) -> Result<Option<Arc<VolumeSpec>>> {
     }
 }
 
-fn report(file: &str, text: &str, problems: &[spec::Problem]) {
+/// Prints problems and that nothing was mounted, on stderr.
+pub fn report(file: &str, text: &str, problems: &[spec::Problem]) {
     eprint!("{}", check::show(file, text, problems));
     eprintln!(
         "{}, nothing was mounted",
@@ -126,10 +131,17 @@ fn report(file: &str, text: &str, problems: &[spec::Problem]) {
 pub fn parts(registry: registry::Registry) -> Parts {
     Parts {
         clock: Arc::new(SystemClock),
-        registry: watch::channel(Arc::new(registry)).1,
+        settings: watch::channel(Arc::new(Settings {
+            registry,
+            ..Settings::default()
+        }))
+        .1,
         mounters: Mounters {
             tmpfs: Arc::new(TmpfsMounter::default()),
         },
         rules: Rules::default(),
+        records: Records::off(),
+        events: Events::off(),
+        audit: Audit::off(),
     }
 }

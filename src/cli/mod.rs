@@ -24,7 +24,10 @@ pub mod demo;
 pub mod hook;
 pub mod load;
 pub mod mount;
+pub mod node;
+pub mod reload;
 pub mod rundir;
+pub mod signals;
 pub mod status;
 pub mod store;
 pub mod table;
@@ -39,7 +42,7 @@ pub mod version;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How much to log on stderr: error, warn, info, debug, trace [default: $SECRETFS_LOG_LEVEL, else warn]
+    /// How much to log on stderr: error, warn, info, debug, trace [default: $SECRETFS_LOG_LEVEL, else the configuration's, else warn]
     #[arg(
         long,
         global = true,
@@ -69,6 +72,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Mounts a volume and keeps it current
     Mount(mount::MountArgs),
+    /// Runs the CSI node plugin: serves the volumes of a node's pods
+    Node(node::NodeArgs),
     /// Asks the stores now
     Refresh(status::RefreshArgs),
     /// Shows the volumes that are served here
@@ -90,10 +95,7 @@ pub fn main() -> ExitCode {
         .log_format
         .or_else(|| chosen(env.log_format.as_deref()))
         .unwrap_or(log::Format::Text);
-    let level = cli
-        .log_level
-        .or_else(|| chosen(env.log_level.as_deref()))
-        .unwrap_or(log::Level::Warn);
+    let level = cli.log_level.or_else(|| chosen(env.log_level.as_deref()));
     log::start(level, format);
     match prepare(&cli.command).and_then(|()| dispatch(cli.command, &env, &mut std::io::stdout())) {
         Ok(code) => code,
@@ -145,6 +147,7 @@ fn dispatch(command: Command, env: &Env, out: &mut dyn Write) -> Result<ExitCode
         }
         Command::Check(args) => return check(&args, env),
         Command::Mount(args) => return mount::run(&args, env, out),
+        Command::Node(args) => return node::run(&args, env, out),
         Command::Refresh(args) => runtime()?.block_on(status::refresh(&args, env, out))?,
         Command::Status(args) => runtime()?.block_on(status::status(&args, env, out))?,
         Command::Version(args) => version::run(&args, out)?,

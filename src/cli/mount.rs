@@ -14,17 +14,16 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::AdminSocket,
+    admin::{Admin, http},
     caller::{Credentials, Identity},
-    cli::{hook, load, rundir},
+    cli::{hook, load, rundir, signals::Signals},
     config::Env,
     error::{Error, Result, codes},
     path::{TargetPath, VolumeId},
     sys::process,
-    volume::{PublishRequest, Published, Volumes},
+    volume::{AskedSpec, Placing, PublishRequest, Published, Volumes},
 };
 
 /// Mounts a volume at TARGET and keeps it current, in the foreground.
@@ -91,8 +90,9 @@ pub fn run(args: &MountArgs, env: &Env, out: &mut dyn Write) -> Result<ExitCode>
     let request = PublishRequest {
         id,
         target,
-        spec,
+        spec: AskedSpec::Parsed(spec),
         caller,
+        placing: Placing::default(),
     };
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
@@ -127,12 +127,14 @@ async fn serve(
         None => Ok(()),
         Some(published) => {
             let serving = async {
-                let socket = AdminSocket::bind(&rundir::socket(dir, &id))?;
+                let socket = rundir::bind(&rundir::socket(dir, &id), "bind the admin socket")?;
+                let listener = rundir::listen(&socket)?;
                 announce(&ready_line(&published, &target))?;
+                let followed = volumes.follow(&id).await?;
                 tokio::select! { // 4
-                    ended = socket.serve(volumes.clone()) => ended,
-                    () = hook::run(on_change, volumes.follow(&id)?, &target) => Ok(()),
-                    () = signals.run(volumes, &id) => Ok(()),
+                    never = http::serve(listener, Admin::new(volumes.clone())) => match never {},
+                    () = hook::run(on_change, followed, &target) => Ok(()),
+                    () = obey(&mut signals, volumes, &id) => Ok(()),
                 }
             };
             serving.await
@@ -211,46 +213,10 @@ fn volume_id(target: &TargetPath) -> Result<VolumeId> {
 }
 
 /// SIGTERM and SIGINT end, SIGHUP refreshes.
-struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self> {
-        let on = |kind| {
-            signal(kind).map_err(|error| {
-                Error::new(&codes::NODE_IO)
-                    .step("listen for signals")
-                    .source(error)
-            })
-        };
-        Ok(Self {
-            term: on(SignalKind::terminate())?,
-            int: on(SignalKind::interrupt())?,
-            hup: on(SignalKind::hangup())?,
-        })
-    }
-
-    async fn ended(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
-    }
-
-    async fn run(&mut self, volumes: &Volumes, id: &VolumeId) {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.int.recv() => return,
-                _ = self.hup.recv() => {
-                    if let Err(error) = volumes.refresh(id).await {
-                        tracing::warn!(volume_id = %id, code = error.code().name, %error, "refresh failed");
-                    }
-                }
-            }
+async fn obey(signals: &mut Signals, volumes: &Volumes, id: &VolumeId) {
+    while signals.again().await {
+        if let Err(error) = volumes.refresh(id).await {
+            tracing::warn!(volume_id = %id, code = error.code().name, %error, "refresh failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where `secretfs mount` keeps its lock and its admin socket, and where `status` looks for them.
+//! Where `secretfs mount` keeps its lock and its admin socket, where `status` looks for them, and how a command's sockets are bound.
 //!
 //! One pair of files per target: `mount-<id>.lock`, held as long as the process lives, and `mount-<id>.sock`. No secrets.
 
@@ -10,14 +10,15 @@ use std::{
 };
 
 use crate::{
+    admin::http::Listener,
     config::Env,
     error::{Error, Result, codes},
     path::VolumeId,
-    sys::process,
+    sys::{process, socket::SocketFile},
 };
 
-/// Where the node plugin's admin socket is, unless its configuration says otherwise.
-const NODE_SOCKET: &str = "/run/secretfs/admin.sock";
+/// Where the node plugin's admin socket lies, unless its configuration says otherwise.
+const NODE_RUNTIME_DIR: &str = "/run/secretfs";
 
 /// The directories in which a `secretfs mount` of this user may have put its socket; the first usable one is where it does.
 pub fn candidates(env: &Env) -> Vec<PathBuf> {
@@ -50,7 +51,7 @@ pub fn own(env: &Env) -> Result<PathBuf> {
 }
 
 /// Makes it 0700, or sees that it is ours and nobody else can write to it: in a shared TMPDIR anybody may have made it.
-fn usable(dir: &Path) -> io::Result<()> {
+pub fn usable(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -64,6 +65,32 @@ fn usable(dir: &Path) -> io::Result<()> {
             "it belongs to, or can be written by, another user",
         ))
     }
+}
+
+/// Binds a socket file; `step` says what for.
+///
+/// # Errors
+/// `node.io`, naming the path.
+pub fn bind(path: &Path, step: &'static str) -> Result<SocketFile> {
+    SocketFile::bind(path).map_err(|error| {
+        Error::new(&codes::NODE_IO)
+            .object(path.display())
+            .step(step)
+            .source(error)
+    })
+}
+
+/// What is to be served with HTTP at a socket file. Call it inside a runtime.
+///
+/// # Errors
+/// `node.io` if the runtime cannot take the socket.
+pub fn listen(socket: &SocketFile) -> Result<Listener> {
+    Listener::unix(socket.listener()).map_err(|error| {
+        Error::new(&codes::NODE_IO)
+            .object(socket.path().display())
+            .step("serve the socket")
+            .source(error)
+    })
 }
 
 /// The admin socket of a volume in `dir`.
@@ -129,6 +156,11 @@ pub fn sockets(env: &Env) -> Vec<PathBuf> {
         found.extend(names.filter(|path| path.extension().is_some_and(|end| end == "sock")));
     }
     found.sort();
-    found.extend(Some(PathBuf::from(NODE_SOCKET)).filter(|path| path.exists()));
+    found.extend(Some(node_socket(Path::new(NODE_RUNTIME_DIR))).filter(|path| path.exists()));
     found
+}
+
+/// The node plugin's admin socket.
+pub fn node_socket(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("admin.sock")
 }

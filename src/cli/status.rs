@@ -1,6 +1,7 @@
 //! `secretfs status` and `secretfs refresh`.
 
 use std::{
+    fmt::Write as _,
     io::{IsTerminal, Write},
     path::PathBuf,
     time::Duration,
@@ -9,8 +10,14 @@ use std::{
 use hyper::Method;
 
 use crate::{
-    cli::{client, rundir, table::Table},
-    config::Env,
+    backend::registry,
+    cli::{
+        check,
+        client::{self, About, Objection},
+        rundir,
+        table::Table,
+    },
+    config::{Config, Env},
     error::{Error, Result, codes},
     mount::mountinfo::Mounts,
     volume::{VolumeState, VolumeStatus},
@@ -18,19 +25,18 @@ use crate::{
 
 /// Shows the volumes that are served on this machine.
 ///
-/// Asks every `secretfs mount` of this user, and the node plugin if there is one. CHECKED is when the store last confirmed
-/// the content, NEXT when it is asked again. A volume that is not `fresh` says why.
+/// Asks every `secretfs mount` of this user, and the node plugin if there is one: at /run/secretfs, or where --config says. CHECKED is
+/// when the store last confirmed the content, NEXT when it is asked again. A volume that is not `fresh` says why.
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
-    /// One JSON document: {"volumes": [...]}
+    /// One JSON document: {"nodes": [...], "volumes": [...]}
     #[arg(long)]
     json: bool,
     /// Again every second, until interrupted
     #[arg(long)]
     watch: bool,
-    /// Ask this admin socket only
-    #[arg(long, value_name = "SOCKET")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    at: At,
 }
 
 /// Asks the stores now instead of at the next interval.
@@ -44,9 +50,43 @@ pub struct RefreshArgs {
     /// Every volume
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    at: At,
+}
+
+/// Whom to ask.
+#[derive(clap::Args, Debug)]
+pub struct At {
     /// Ask this admin socket only
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "config")]
     socket: Option<PathBuf>,
+    /// Ask only the node plugin that runs with this configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl At {
+    /// The one socket that was named, if one was.
+    fn only(&self, env: &Env) -> Result<Option<PathBuf>> {
+        let Some(file) = &self.config else {
+            return Ok(self.socket.clone());
+        };
+        let (name, text) = check::read(file)?;
+        match Config::parse(&text, env, &registry::problems) {
+            Ok(config) => Ok(Some(rundir::node_socket(&config.runtime_dir))),
+            Err(problems) => {
+                eprint!("{}", check::show(&name, &text, &problems));
+                Err(Error::new(&codes::CONFIG_INVALID).object(name))
+            }
+        }
+    }
+}
+
+/// What all sockets answered.
+#[derive(Default)]
+struct Answers {
+    nodes: Vec<About>,
+    volumes: Vec<Found>,
 }
 
 /// A volume, and the socket that answered for it.
@@ -60,13 +100,14 @@ struct Found {
 /// # Errors
 /// `admin.unreachable` when a socket was named and nobody answers there.
 pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
+    let only = args.at.only(env)?;
     loop {
-        let found = gather(env, args.socket.as_ref()).await?;
-        let volumes: Vec<_> = found.iter().map(|found| &found.status).collect();
+        let found = gather(env, only.as_ref()).await?;
+        let volumes: Vec<_> = found.volumes.iter().map(|found| &found.status).collect();
         let text = if args.json {
-            json(&volumes)
+            json(&found.nodes, &volumes)
         } else {
-            render(&volumes) + &leftovers(&volumes)
+            heads(&found.nodes) + &render(&volumes) + &leftovers(&volumes)
         };
         let clear = if args.watch && !args.json && std::io::stdout().is_terminal() {
             "\x1b[H\x1b[2J"
@@ -75,7 +116,7 @@ pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result
         };
         write!(out, "{clear}{text}")
             .and_then(|()| out.flush())
-            .map_err(write_failed)?;
+            .map_err(Error::stdout)?;
         if !args.watch {
             return Ok(());
         }
@@ -88,7 +129,8 @@ pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result
 /// # Errors
 /// `volume.unknown`, `usage`, or what the stores answered.
 pub async fn refresh(args: &RefreshArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
-    let found = gather(env, args.socket.as_ref()).await?;
+    let only = args.at.only(env)?;
+    let found = gather(env, only.as_ref()).await?.volumes;
     let chosen = choose(&found, args)?;
     let mut first_failure = None;
     for found in chosen {
@@ -103,7 +145,7 @@ pub async fn refresh(args: &RefreshArgs, env: &Env, out: &mut dyn Write) -> Resu
                         volume.generation,
                         state(&volume)
                     )
-                    .map_err(write_failed)?;
+                    .map_err(Error::stdout)?;
                 }
             }
             Err(error) => {
@@ -143,13 +185,14 @@ fn choose<'a>(found: &'a [Found], args: &RefreshArgs) -> Result<Vec<&'a Found>> 
 }
 
 /// All volumes of all sockets. A socket that a killed process left behind is no error, unless it was named.
-async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Vec<Found>> {
+async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Answers> {
     let sockets = only.map_or_else(|| rundir::sockets(env), |socket| vec![socket.clone()]);
-    let mut all = Vec::new();
+    let mut all = Answers::default();
     for socket in sockets {
         match client::ask(&socket, Method::GET, "/v1/volumes").await {
             Ok(volumes) => {
-                all.extend(volumes.into_iter().map(|status| Found {
+                all.nodes.extend(client::node(&socket).await);
+                all.volumes.extend(volumes.into_iter().map(|status| Found {
                     socket: socket.clone(),
                     status,
                 }));
@@ -161,14 +204,40 @@ async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Vec<Found>> {
     Ok(all)
 }
 
-fn write_failed(error: std::io::Error) -> Error {
-    Error::new(&codes::NODE_IO)
-        .object("standard output")
-        .source(error)
+fn json(nodes: &[About], volumes: &[&VolumeStatus]) -> String {
+    let nodes: Vec<_> = nodes.iter().map(|node| &node.all).collect();
+    let all = serde_json::json!({ "nodes": nodes, "volumes": volumes });
+    format!("{all}\n")
 }
 
-fn json(volumes: &[&VolumeStatus]) -> String {
-    format!("{}\n", serde_json::json!({ "volumes": volumes }))
+/// What is to be known of the plugin before its volumes.
+fn heads(nodes: &[About]) -> String {
+    let mut text = String::new();
+    for node in nodes {
+        let ready = if node.objections.is_empty() {
+            "ready"
+        } else {
+            "not ready"
+        };
+        let _ = writeln!(text, "node {}, driver {}, {ready}", node.node, node.driver);
+        for Objection { part, message, fix } in &node.objections {
+            let _ = writeln!(text, "  {part}: {message}\n    {fix}");
+        }
+        if node.kubernetes == "off" {
+            let _ = writeln!(
+                text,
+                "  kubernetes: off: identities are not held against our CSIDriver object"
+            );
+        }
+        if let Some(error) = &node.config.error {
+            let _ = writeln!(
+                text,
+                "  {} has changed and is not in force: {error}",
+                node.config.file
+            );
+        }
+    }
+    text
 }
 
 fn render(volumes: &[&VolumeStatus]) -> String {
@@ -184,6 +253,8 @@ fn render(volumes: &[&VolumeStatus]) -> String {
         "NEXT",
         "STATE",
     ]);
+    let mut volumes = volumes.to_vec();
+    volumes.sort_by_key(|volume| (&volume.owner, &volume.target));
     for volume in volumes {
         let swap = volume.usage.as_ref().is_some_and(|usage| usage.swappable);
         let mount = format!(
@@ -198,7 +269,7 @@ fn render(volumes: &[&VolumeStatus]) -> String {
             } else {
                 volume.id.clone()
             },
-            volume.target.clone(),
+            place(&volume.target).to_owned(),
             mount,
             volume.generation.to_string(),
             volume
@@ -229,6 +300,14 @@ fn leftovers(volumes: &[&VolumeStatus]) -> String {
         )
     };
     left.map(line).collect()
+}
+
+/// A target as it is shown: of one that a kubelet chose, what the pod's author calls the volume.
+fn place(target: &str) -> &str {
+    let named = target
+        .strip_suffix("/mount")
+        .and_then(|target| target.rsplit_once("/volumes/kubernetes.io~csi/"));
+    named.map_or(target, |(_, name)| name)
 }
 
 /// `fresh`, or the state with its reason.
@@ -267,6 +346,14 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kubelets_target_is_shown_by_the_name_that_the_pod_has_for_it() {
+        let uid = "d2a0cf6e-4a7c-4c1f-8f0a-5b0c8d7e6f50";
+        let kubelets = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/db/mount");
+        assert_eq!(place(&kubelets), "db");
+        assert_eq!(place("/run/app/mount"), "/run/app/mount");
+    }
 
     #[test]
     fn a_time_span_has_one_unit() {

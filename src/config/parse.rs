@@ -1,17 +1,20 @@
 //! The text of a configuration becomes a [`Config`], or all its problems at once.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use crate::{
-    config::{BackendConfig, CheckBackend, Config, Env, Listen, PolicyLine, StoreSettings},
+    config::{BackendConfig, CheckBackend, Config, Env, Listen, LogLevel, StoreSettings},
     error::codes,
     path::TargetPath,
     spec::{
-        BackendName, Problem, Problems, Span,
+        BackendName, Problem, Problems,
         parse::API_VERSION,
         read::{self, Fields, shown},
-        reference,
     },
+    sys::socket::PATH_BYTES,
     yaml::{self, Node},
 };
 
@@ -31,7 +34,11 @@ pub const KEYS: &[&str] = &[
     "backends",
     "policy",
     "limits",
+    "logLevel",
 ];
+
+/// Keys of its `audit`.
+pub const AUDIT_KEYS: &[&str] = &["deliveries", "file", "onFailure"];
 
 /// Keys of its `limits`.
 pub const LIMIT_KEYS: &[&str] = &[
@@ -85,12 +92,15 @@ impl Config {
         let mut reader = Reader {
             problems: Problems::new(Some(&codes::CONFIG_INVALID)),
             config: Self::default(),
+            declared: BTreeSet::new(),
         };
         reader.config.node.clone_from(&env.node_name);
         if let Some(tree) = yaml::parse(text, &mut reader.problems)
             && let Some(top) = Fields::new(&tree, "", KEYS, &[], &mut reader.problems)
         {
+            reader.places(&top, KEYS);
             reader.top(&top);
+            reader.log_level(&top);
             reader.audit(&top);
             reader.limits(&top);
             reader.backends(&top, check);
@@ -104,15 +114,39 @@ impl Config {
     }
 }
 
-struct Reader {
-    problems: Problems,
-    config: Config,
+/// What is read so far, and what is wrong.
+pub(super) struct Reader {
+    pub(super) problems: Problems,
+    pub(super) config: Config,
+    /// Names of backends, those included of which more is wrong: a second complaint about their use would not help.
+    pub(super) declared: BTreeSet<String>,
 }
 
 impl Reader {
-    fn wrong(&mut self, node: &Node, field: &str, message: impl Into<String>) {
+    pub(super) fn wrong(&mut self, node: &Node, field: &str, message: impl Into<String>) {
         self.problems
             .add(&codes::CONFIG_INVALID, node.at, field, message, None);
+    }
+
+    fn places(&mut self, fields: &Fields<'_>, keys: &[&str]) {
+        for key in keys {
+            if let Some((at, _)) = fields.entry(key) {
+                self.config.places.add(fields.field(key), at);
+            }
+        }
+    }
+
+    fn log_level(&mut self, top: &Fields<'_>) {
+        let words = [
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ];
+        if let Some(node) = top.value("logLevel") {
+            self.config.log_level = read::word(node, "logLevel", &words, &mut self.problems);
+        }
     }
 
     fn text(&mut self, top: &Fields<'_>, key: &str) -> Option<String> {
@@ -188,6 +222,33 @@ impl Reader {
         if let Some(node) = top.value("http") {
             self.http(node);
         }
+        self.socket_paths(top);
+    }
+
+    /// Others connect by these paths, and the kernel takes no longer ones.
+    fn socket_paths(&mut self, top: &Fields<'_>) {
+        let too_long = |path: &Path| {
+            let bytes = path.as_os_str().len();
+            let message = || {
+                format!(
+                    "the path of the socket {} has {bytes} bytes, and a socket's path has {PATH_BYTES} at most",
+                    shown(&path.display().to_string())
+                )
+            };
+            (bytes > PATH_BYTES).then(message)
+        };
+        let mut found = vec![("endpoint", too_long(&self.config.endpoint))];
+        if let Some(Listen::Unix(path)) = &self.config.http {
+            found.push(("http", too_long(path)));
+        }
+        if self.config.registration {
+            found.push(("kubeletDir", too_long(&self.config.registration_socket())));
+        }
+        for (key, message) in found {
+            if let (Some(node), Some(message)) = (top.value(key), message) {
+                self.wrong(node, key, message);
+            }
+        }
     }
 
     fn directory(&mut self, top: &Fields<'_>, key: &str, into: fn(&mut Config) -> &mut PathBuf) {
@@ -242,10 +303,10 @@ impl Reader {
         let Some(node) = top.value("audit") else {
             return;
         };
-        let known = ["deliveries", "file", "onFailure"];
-        let Some(audit) = Fields::new(node, "audit", &known, &[], &mut self.problems) else {
+        let Some(audit) = Fields::new(node, "audit", AUDIT_KEYS, &[], &mut self.problems) else {
             return;
         };
+        self.places(&audit, AUDIT_KEYS);
         self.flag(&audit, "deliveries", |config| &mut config.audit.deliveries);
         if let Some(node) = audit.value("file") {
             match node.scalar() {
@@ -315,6 +376,7 @@ impl Reader {
         for (key, node) in backends.all() {
             let field = backends.field(&shown(&key.text));
             let name = BackendName::parse(&key.text);
+            self.declared.insert(key.text.clone());
             if let Err(refusal) = name {
                 let message = format!("`{}` {refusal}", shown(&key.text));
                 self.problems
@@ -340,82 +402,6 @@ impl Reader {
                 self.config.backends.push(backend);
             }
         }
-    }
-
-    fn policy(&mut self, top: &Fields<'_>) {
-        let Some(node) = top.value("policy") else {
-            return;
-        };
-        let lines = read::list(node, "policy", &mut self.problems).unwrap_or_default();
-        for (index, node) in lines.iter().enumerate() {
-            let field = format!("policy[{index}]");
-            let known = ["namespaces", "serviceAccounts", "allow"];
-            let Some(fields) = Fields::new(node, &field, &known, &[], &mut self.problems) else {
-                continue;
-            };
-            let namespaces = self.texts(&fields, "namespaces");
-            let service_accounts = self.texts(&fields, "serviceAccounts");
-            let mut allow = Vec::new();
-            for (pattern, at) in self.texts(&fields, "allow") {
-                let parsed = pattern
-                    .split_once(':')
-                    .map(|(name, path)| (BackendName::parse(name), path));
-                match parsed {
-                    Some((Ok(name), path)) if reference::check_path(path).is_ok() => {
-                        if !self
-                            .config
-                            .backends
-                            .iter()
-                            .any(|backend| backend.name == name)
-                        {
-                            let message = format!("there is no backend `{name}`");
-                            self.problems.add(
-                                &codes::CONFIG_INVALID,
-                                at,
-                                &fields.field("allow"),
-                                message,
-                                None,
-                            );
-                        }
-                        allow.push((name, path.to_owned()));
-                    }
-                    _ => {
-                        let message = format!("`{}` is not BACKEND:PATTERN", shown(&pattern));
-                        self.problems.add(
-                            &codes::CONFIG_INVALID,
-                            at,
-                            &fields.field("allow"),
-                            message,
-                            None,
-                        );
-                    }
-                }
-            }
-            self.config.policy.push(PolicyLine {
-                namespaces: namespaces.into_iter().map(|(text, _)| text).collect(),
-                service_accounts: service_accounts.into_iter().map(|(text, _)| text).collect(),
-                allow,
-            });
-        }
-    }
-
-    /// A list of texts that must be there and hold something: an empty one would allow nobody, or mean all.
-    fn texts(&mut self, fields: &Fields<'_>, key: &str) -> Vec<(String, Span)> {
-        let field = fields.field(key);
-        let Some(node) = fields.require(key, &mut self.problems) else {
-            return Vec::new();
-        };
-        let items = read::list(node, &field, &mut self.problems).unwrap_or_default();
-        if items.is_empty() {
-            self.wrong(node, &field, format!("{field} names nothing"));
-        }
-        items
-            .iter()
-            .filter_map(|item| {
-                let scalar = read::text(item, &field, &mut self.problems)?;
-                Some((scalar.text.clone(), item.at))
-            })
-            .collect()
     }
 }
 

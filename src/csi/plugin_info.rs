@@ -1,35 +1,30 @@
 //! The CSI Identity service: who we are, and whether publishes would work.
 
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::collections::HashMap;
 
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::csi::proto::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
-    GetPluginInfoResponse, ProbeRequest, ProbeResponse, identity_server::Identity,
+use crate::{
+    csi::proto::{
+        GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+        GetPluginInfoResponse, ProbeRequest, ProbeResponse, identity_server::Identity,
+    },
+    observe::ready::Readiness,
 };
 
 /// Answers for one driver.
 pub struct PluginInfo {
     driver: String,
-    ready: AtomicBool,
+    readiness: Readiness,
 }
 
 impl PluginInfo {
-    /// Of this driver's name; not ready yet.
-    pub fn new(driver: impl Into<String>) -> Self {
+    /// Of this driver's name.
+    pub fn new(driver: impl Into<String>, readiness: Readiness) -> Self {
         Self {
             driver: driver.into(),
-            ready: AtomicBool::new(false),
+            readiness,
         }
-    }
-
-    /// Says from now on whether publishes would work.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
     }
 }
 
@@ -57,7 +52,7 @@ impl Identity for PluginInfo {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let ready = self.ready.load(Ordering::Acquire);
+        let ready = self.readiness.probe().is_ok();
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }
 }
@@ -67,10 +62,12 @@ mod tests {
     use prost::Message;
 
     use super::*;
+    use crate::error::{Error, codes};
 
     #[tokio::test]
     async fn it_says_who_it_is_and_is_ready_only_when_told() {
-        let info = PluginInfo::new("csi.secretfs.dev");
+        let readiness = Readiness::default();
+        let info = PluginInfo::new("csi.secretfs.dev", readiness.clone());
         let answer = info
             .get_plugin_info(Request::new(GetPluginInfoRequest {}))
             .await
@@ -81,7 +78,8 @@ mod tests {
             ("csi.secretfs.dev", 0)
         );
         for ready in [false, true] {
-            info.set_ready(ready);
+            let state = Err(Error::new(&codes::MOUNT_NO_PROPAGATION));
+            readiness.set("propagation", if ready { Ok(()) } else { state });
             let answer = info
                 .probe(Request::new(ProbeRequest {}))
                 .await

@@ -34,6 +34,9 @@ use crate::{
 /// Directories of one name (generation and second) that may lie there before a swap gives up.
 const SAME_NAMES: i64 = 64;
 
+/// Mode of the volume's directories.
+const DIR_MODE: u32 = 0o755;
+
 /// The writable side of a mount.
 pub struct AtomicDir {
     fs: Arc<dyn Fs>,
@@ -69,7 +72,7 @@ impl AtomicDir {
         let mut dir = Self::empty(fs, root);
         let name = dir.build(first, made_at, generation)?;
         dir.fs
-            .mkdirat(dir.at(COPIES))
+            .mkdirat(dir.at(COPIES), DIR_MODE)
             .file_step("make the directory for copies")?;
         dir.fs
             .symlinkat(Path::new(&name), dir.at(DATA))
@@ -212,7 +215,7 @@ impl AtomicDir {
         let mut nth = 0;
         let name = loop {
             let name = layout::generation_dir(made_at, generation, nth);
-            match self.fs.mkdirat(self.at(&name)) {
+            match self.fs.mkdirat(self.at(&name), DIR_MODE) {
                 Ok(()) => break name,
                 Err(Errno::EXIST) if nth < SAME_NAMES => nth += 1,
                 Err(errno) => return Err(errno).file_step("make the generation's directory"),
@@ -236,7 +239,7 @@ impl AtomicDir {
         let dir = open(self.at(name)).file_step("open the generation's directory")?;
         for below in tree.directories() {
             let at = At::below(dir.as_fd(), below);
-            let made = fs.mkdirat(at).and_then(|()| open(at));
+            let made = fs.mkdirat(at, DIR_MODE).and_then(|()| open(at));
             made.file_step("make a directory")?;
         }
         for (path, file) in &tree.0 {
@@ -332,7 +335,7 @@ impl AtomicDir {
             self.empty_copies().file_step("remove leftover copies")?; // 1
         } else {
             self.fs
-                .mkdirat(self.at(COPIES))
+                .mkdirat(self.at(COPIES), DIR_MODE)
                 .file_step("make the directory for copies")?;
         }
         for top in tops.difference(&linked) {
@@ -459,8 +462,8 @@ impl AtomicDir {
 /// A new directory's mode, whatever the umask. Only where it differs: watchers of the root hear a chmod.
 fn widen(fs: &dyn Fs, dir: BorrowedFd<'_>) -> Sys<()> {
     match fs.statx(dir)?.mode {
-        0o755 => Ok(()),
-        _ => fs.fchmod(dir, 0o755),
+        DIR_MODE => Ok(()),
+        _ => fs.fchmod(dir, DIR_MODE),
     }
 }
 

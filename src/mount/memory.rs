@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     MountOptions, Mounted, Mounter, Probe, Usage, VolumeId,
-    plan::{Tree, plan},
+    plan::{Needs, Tree, plan},
     room,
 };
 use crate::{
@@ -47,6 +47,8 @@ pub struct Shown {
     pub swaps: u64,
     /// Tells a mount from a later one at the same target, as a device does.
     made: u64,
+    /// What a tmpfs would have room for.
+    room: Needs,
 }
 
 impl MemoryMounter {
@@ -111,12 +113,16 @@ impl Mounter for MemoryMounter {
             Some(Spot::Ours(_)) => return Err(Error::new(&codes::MOUNT_HELD).object(target)),
             Some(Spot::Foreign) => return Err(Error::new(&codes::MOUNT_FOREIGN).object(target)),
         }
+        let page = page_bytes();
+        let room = room::first(files.needs(page), room::most(options, page));
+        options.grant.ask(room.pages * page)?;
         let shown = Shown {
             volume: options.volume.clone(),
             generation: first.generation,
             files,
             swaps: 0,
             made: fastrand::u64(..),
+            room,
         };
         let volume = self.volume(target, options, &shown);
         targets.insert(target.clone(), Spot::Ours(shown));
@@ -141,6 +147,15 @@ impl Mounter for MemoryMounter {
             targets.remove(target);
         }
         Ok(())
+    }
+
+    fn all(&self) -> Result<Vec<(VolumeId, PathBuf)>> {
+        let targets = self.lock();
+        let ours = targets.iter().filter_map(|(target, spot)| match spot {
+            Spot::Ours(shown) => Some((shown.volume.clone(), target.as_path().to_owned())),
+            _ => None,
+        });
+        Ok(ours.collect())
     }
 
     fn places(&self, volume: &VolumeId) -> Result<Vec<PathBuf>> {
@@ -176,6 +191,13 @@ impl Mounted for MemoryVolume {
         }
         room::check(&plan.next, &self.options, page_bytes())
             .map_err(|error| error.object(&self.target))?;
+        let page = page_bytes();
+        let (needs, most) = (plan.next.needs(page), room::most(&self.options, page));
+        if room::first(needs, most).pages > shown.room.pages {
+            let room = room::grown(shown.room, shown.room, needs, most);
+            self.options.grant.ask(room.pages * page)?;
+            shown.room = room;
+        }
         shown.files = plan.next;
         shown.generation = next.generation;
         shown.swaps += 1;
@@ -195,7 +217,11 @@ impl Mounted for MemoryVolume {
 
     fn wipe(&mut self) -> Result<()> {
         match self.mounter.lock().get_mut(&self.target) {
-            Some(Spot::Ours(shown)) if shown.made == self.made => shown.files = Tree::default(),
+            Some(Spot::Ours(shown)) if shown.made == self.made => {
+                shown.files = Tree::default();
+                shown.generation = Generation(0);
+                self.generation = Generation(0);
+            }
             _ => {}
         }
         Ok(())

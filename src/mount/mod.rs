@@ -12,11 +12,13 @@ pub mod plan;
 pub mod room;
 
 mod errno;
+mod look;
 pub mod mountinfo;
+mod spot;
 
 pub mod memory;
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, sync::Arc};
 
 pub use crate::path::VolumeId;
 use crate::{
@@ -36,6 +38,44 @@ pub struct MountOptions {
     pub bytes_limit: u64,
     /// Most files of one set.
     pub files_limit: u32,
+    /// SELinux context of all files.
+    pub context: Option<String>,
+    /// The target's directory is made by the publish, where it is not there, and goes with a publish that fails.
+    pub make_target: bool,
+    /// Asked before the mount is made or grown.
+    pub grant: Grant,
+}
+
+/// Whether a mount may hold so many bytes: what a mounter asks before it makes or grows one. The default grants all.
+#[derive(Clone, Default)]
+pub struct Grant(Option<Arc<dyn Fn(u64) -> Result<()> + Send + Sync>>);
+
+impl Grant {
+    /// Decided by `decide`, which is given the bytes that the mount as a whole may hold.
+    pub fn new(decide: impl Fn(u64) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(decide)))
+    }
+
+    /// # Errors
+    /// Why not; then the mount stays as it is.
+    pub fn ask(&self, bytes: u64) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |decide| decide(bytes))
+    }
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Grant")
+    }
+}
+
+/// Where targets lie, for a mounter that serves a kubelet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Root {
+    /// `kubeletDir`. Its own links are followed; below it none is.
+    pub dir: PathBuf,
+    /// The mount that holds it must be shared, and ours with it: else nothing reaches a pod.
+    pub shared: bool,
 }
 
 /// What is at a target.
@@ -90,6 +130,8 @@ pub trait Mounter: Send + Sync {
     fn unpublish(&self, target: &TargetPath, remove_target: bool) -> Result<()>;
     /// Where a mount of this volume is, as the kernel shows it: also below another one, and under a parent that was renamed.
     fn places(&self, volume: &VolumeId) -> Result<Vec<PathBuf>>;
+    /// All mounts of ours that the kernel shows, of whatever volume: what a restarted process begins with.
+    fn all(&self) -> Result<Vec<(VolumeId, PathBuf)>>;
 }
 
 /// One volume's mount. Dropping it closes descriptors and nothing else: the mount stays, as after kill -9.

@@ -107,6 +107,9 @@ mod tests {
             volume: VolumeId::parse("v").unwrap(),
             bytes_limit: 1 << 20,
             files_limit: 16,
+            context: None,
+            make_target: false,
+            grant: crate::mount::Grant::default(),
         };
         let most = most(&options, 4096);
         assert_eq!(most.pages, 3 * (256 + 32) + 16);

@@ -5,7 +5,10 @@
 //! the second anew from it. A mount is ours by its source string, `secretfs:<volume id>`, and is told apart by its id and device,
 //! never by path: a path can lead elsewhere by the next call.
 //!
-//! `atomic` is what happens inside, `room` is how large it is.
+//! `spot` finds a target and what is there, `tmpfs/volume` serves what is mounted, `atomic` is what happens inside, `room` is how large
+//! it is.
+
+mod volume;
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -14,25 +17,22 @@ use std::{
 };
 
 use super::{
-    MountOptions, Mounted, Mounter, Probe, Usage, VolumeId,
+    MountOptions, Mounted, Mounter, Probe, Root, VolumeId,
     atomic::AtomicDir,
     errno::{Step as _, patiently},
-    mountinfo::{Mount, Mounts, source_of},
+    look,
+    mountinfo::{Mount, source_of},
     plan::{Needs, Tree, plan},
     room,
+    spot::{Spot, Spots, unshared},
 };
 use crate::{
-    clock::Mono,
     error::{Code, Error, Result, codes},
-    limits,
     path::TargetPath,
-    render::{Generation, Snapshot},
-    spec::MountKind,
-    sys::fs::{
-        At, Change, Errno, Fs, FsKind, How, RealFs, Removed, Setting, Space, Stat, own_ids,
-        page_bytes,
-    },
+    render::Snapshot,
+    sys::fs::{At, Change, Errno, Fs, FsKind, RealFs, Removed, Setting, Stat, own_ids, page_bytes},
 };
+use volume::TmpfsVolume;
 
 /// Layers that an unpublish removes before it takes it that somebody else is mounting at the same time.
 const LAYERS: u32 = 64;
@@ -41,6 +41,7 @@ const LAYERS: u32 = 64;
 #[derive(Clone)]
 pub struct TmpfsMounter {
     fs: Arc<dyn Fs>,
+    spots: Spots,
 }
 
 impl Default for TmpfsMounter {
@@ -52,42 +53,55 @@ impl Default for TmpfsMounter {
 impl TmpfsMounter {
     /// Over these system calls.
     pub fn new(fs: Arc<dyn Fs>) -> Self {
-        Self { fs }
+        let spots = Spots {
+            fs: fs.clone(),
+            root: None,
+        };
+        Self { fs, spots }
+    }
+
+    /// For targets below a kubelet's directory.
+    pub fn below(mut self, root: Root) -> Self {
+        self.spots.root = Some(root);
+        self
+    }
+
+    /// Whether what is mounted below the root reaches other mount namespaces, if it must.
+    ///
+    /// # Errors
+    /// `mount.no_propagation`: the mount that holds `kubeletDir` is not shared. `mount.kernel`: it cannot be looked at.
+    pub fn propagates(&self) -> Result<()> {
+        self.spots.propagates()
     }
 }
 
-/// A target and its parent, as descriptors.
-struct Spot {
-    parent: OwnedFd,
-    parent_stat: Stat,
-    /// The root of the topmost mount at the target, or the directory itself.
-    target: OwnedFd,
+/// What steps 4 to 7 of a publish have done.
+struct Attached {
+    spot: Spot,
     stat: Stat,
-}
-
-impl Spot {
-    fn is_mounted(&self) -> bool {
-        self.stat.mount_id != self.parent_stat.mount_id
-    }
+    swappable: bool,
 }
 
 impl Mounter for TmpfsMounter {
     fn probe(&self, target: &TargetPath) -> Result<Probe> {
-        self.seen(target)
+        self.spots
+            .seen(target)
             .map(|(_, probe)| probe)
             .map_err(|error| error.object(target))
     }
 
-    /// 1. Refuse a target that is not a directory, or at which something is mounted.
+    /// 1. Refuse a target that is not a directory and cannot become one, at which something is mounted, or from which nothing would
+    ///    reach a pod.
     /// 2. Make a tmpfs that has no path.
     /// 3. Write all files through its descriptor, and close each: one open writer makes step 4 fail with EBUSY.
     /// 4. Make the mount read-only.
-    /// 5. Look at the target again: steps 2 to 4 took a while.
+    /// 5. Look at the target again: steps 2 to 4 took a while. Make its directory, if that is asked for.
     /// 6. Attach it. From here on it can be seen.
-    /// 7. Check that the target shows it, and it alone: a mount that somebody made since step 5 would lie below or above.
+    /// 7. Check that the target shows it, and it alone (a mount that somebody made since step 5 would lie below or above), and that it
+    ///    is in a peer group, where it must be: without one `move_mount` succeeds all the same, and no pod sees anything.
     /// 8. Regain the writable side from the attached mount.
     ///
-    /// When step 7 or 8 fails, the mount is detached again. Cloning before step 6 would undo more simply, but needs Linux 6.15; this
+    /// When step 6, 7 or 8 fails, the mount is detached again, and a directory that step 5 made is removed. Cloning before step 6 would undo more simply, but needs Linux 6.15; this
     /// order needs 5.12, and step 8 is what [`Mounter::adopt`] does, so every publish tests the restart.
     fn publish(
         &self,
@@ -116,12 +130,14 @@ impl Mounter for TmpfsMounter {
         gone.map_err(|error| error.object(target))
     }
 
+    fn all(&self) -> Result<Vec<(VolumeId, PathBuf)>> {
+        self.spots.ours()
+    }
+
     fn places(&self, volume: &VolumeId) -> Result<Vec<PathBuf>> {
-        let mounts = self.mounts()?;
-        let its = mounts
-            .iter()
-            .filter(|mount| mount.volume().as_ref() == Some(volume));
-        Ok(its.map(|mount| PathBuf::from(&mount.mount_point)).collect())
+        let ours = self.spots.ours()?.into_iter();
+        let its = ours.filter(|(id, _)| id == volume);
+        Ok(its.map(|(_, place)| place).collect())
     }
 }
 
@@ -134,7 +150,7 @@ impl TmpfsMounter {
     ) -> Result<TmpfsVolume> {
         let set = plan(&Tree::default(), &first.files, own_ids()).next;
         room::check(&set, options, page_bytes())?;
-        self.free_spot(target)?; // 1
+        self.spots.admit(target, options.make_target)?; // 1
         let mount = self.detached(&set, options)?; // 2
         let dir = AtomicDir::create(
             self.fs.clone(),
@@ -143,16 +159,16 @@ impl TmpfsMounter {
             first.made_at,
             first.generation,
         )?; // 3
-        let (stat, swappable) = self.attach(target, dir.root(), &options.volume)?; // 4 to 7
+        let attached = self.attach(target, dir.root(), options)?; // 4 to 7
         let writable = self.regain(dir.root()); // 8
-        let writable = writable.inspect_err(|_| self.undo(target, dir.root()))?;
+        let writable = writable.inspect_err(|_| self.undo(target, &attached.spot, dir.root()))?;
         Ok(TmpfsVolume {
             mounter: self.clone(),
             target: target.clone(),
             options: options.clone(),
             dir: dir.with_root(writable),
-            dev: stat.dev,
-            swappable,
+            dev: attached.stat.dev,
+            swappable: attached.swappable,
         })
     }
 
@@ -161,14 +177,25 @@ impl TmpfsMounter {
         &self,
         target: &TargetPath,
         mount: BorrowedFd<'_>,
-        volume: &VolumeId,
-    ) -> Result<(Stat, bool)> {
+        options: &MountOptions,
+    ) -> Result<Attached> {
         patiently(|| self.fs.mount_setattr(mount, Change::ReadOnly)).step("make it read-only")?; // 4
-        let spot = self.free_spot(target)?; // 5
-        let moved = self.fs.move_mount(mount, spot.target.as_fd());
-        moved.step("attach it")?; // 6
-        let shown = self.check_attached(target, mount, volume); // 7
-        shown.inspect_err(|_| self.undo(target, mount))
+        let spot = self.spots.take(target, options.make_target)?; // 5
+        if let Err(errno) = self.fs.move_mount(mount, spot.target.as_fd()) {
+            self.spots.unmake(&spot, target);
+            return Err(errno).step("attach it"); // 6
+        }
+        match self.check_attached(target, mount, &options.volume) {
+            Ok((stat, swappable)) => Ok(Attached {
+                spot,
+                stat,
+                swappable,
+            }),
+            Err(error) => {
+                self.undo(target, &spot, mount);
+                Err(error) // 7
+            }
+        }
     }
 
     /// 1. Clone what the target shows.
@@ -177,12 +204,12 @@ impl TmpfsMounter {
     /// 3. Make it writable.
     /// 4. Put in order what a crash left.
     fn adopt_at(&self, target: &TargetPath, options: &MountOptions) -> Result<TmpfsVolume> {
-        let Some(spot) = self.spot(target)? else {
+        let Some(spot) = self.spots.spot(target)? else {
             return Err(Error::new(&codes::MOUNT_GONE));
         };
         let clone = match self.fs.open_tree_clone(spot.target.as_fd()) {
             // It was unmounted since we opened it, or is of a kind that cannot be cloned.
-            Err(Errno::INVAL) => return Err(refusal(&self.probe_spot(&spot)?, options)),
+            Err(Errno::INVAL) => return Err(refusal(&self.spots.probe(&spot)?, options)),
             clone => clone.step("clone the mount")?, // 1
         };
         let mount = self.check_clone(&spot, clone.as_fd(), options)?; // 2
@@ -208,7 +235,7 @@ impl TmpfsMounter {
     /// Then remove the directory, if it is to be removed and nothing is mounted there.
     fn unpublish_at(&self, target: &TargetPath, remove_target: bool) -> Result<()> {
         for _ in 0..LAYERS {
-            let (spot, probe) = match self.seen(target)? {
+            let (spot, probe) = match self.spots.seen(target)? {
                 (Some(spot), probe) => (spot, probe),
                 (None, _) => return Ok(()),
             };
@@ -216,7 +243,7 @@ impl TmpfsMounter {
                 Probe::Foreign => return Ok(()),
                 Probe::Absent if !remove_target => return Ok(()),
                 Probe::Absent => {
-                    let name = At::below(spot.parent.as_fd(), target.name());
+                    let name = At::below(spot.parent.dir.as_fd(), target.name());
                     return match self.fs.unlinkat(name, Removed::Directory) {
                         Err(Errno::NOENT) => Ok(()),
                         result => result.step("remove the target directory"),
@@ -254,11 +281,20 @@ impl TmpfsMounter {
     fn detached(&self, set: &Tree, options: &MountOptions) -> Result<OwnedFd> {
         let page = page_bytes();
         let size = room::first(set.needs(page), room::most(options, page));
+        options.grant.ask(size.pages * page)?;
         let context = self.fs.fsopen(FsKind::Tmpfs).step("make the tmpfs")?;
         let set = |setting: Setting<'_>| self.fs.fsconfig(context.as_fd(), setting);
         set(Setting::Text("source", &source_of(&options.volume))).step("name the tmpfs")?;
         set(Setting::Text("mode", "0755")).step("set the root's mode")?;
         self.set_size(context.as_fd(), size)?;
+        if let Some(label) = &options.context {
+            // Who has no SELinux does not know the key: EINVAL, as for a text that is no context.
+            set(Setting::Text("context", label)).map_err(|errno| {
+                Error::new(&codes::MOUNT_CONTEXT)
+                    .step("set the files' SELinux context")
+                    .source(errno)
+            })?;
+        }
         match set(Setting::Flag("noswap")) {
             // Before Linux 6.4, and in a user namespace. Usage::swappable says so.
             Err(Errno::INVAL) => {}
@@ -287,80 +323,6 @@ impl TmpfsMounter {
         Ok(clone)
     }
 
-    /// The target, if it is a directory. Links on the way to its parent are followed, here and once; none at its own name.
-    fn spot(&self, target: &TargetPath) -> Result<Option<Spot>> {
-        let opened = |result| match result {
-            Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(errno) => Err(errno),
-        };
-        let parent = self.fs.openat2(At::absolute(target.parent()), How::Parent);
-        let Some(parent) = opened(parent).step("open the target's parent")? else {
-            return Ok(None);
-        };
-        let name = At::below(parent.as_fd(), target.name());
-        let found = self.fs.openat2(name, How::Spot);
-        let Some(found) = opened(found).step("open the target")? else {
-            return Ok(None);
-        };
-        Ok(Some(Spot {
-            parent_stat: self
-                .fs
-                .statx(parent.as_fd())
-                .step("look at the target's parent")?,
-            stat: self.fs.statx(found.as_fd()).step("look at the target")?,
-            parent,
-            target: found,
-        }))
-    }
-
-    /// The target, where nothing is mounted.
-    fn free_spot(&self, target: &TargetPath) -> Result<Spot> {
-        let Some(spot) = self.spot(target)? else {
-            return Err(Error::new(&codes::MOUNT_NO_TARGET));
-        };
-        match self.probe_spot(&spot)? {
-            Probe::Absent => Ok(spot),
-            Probe::Ours { .. } => Err(Error::new(&codes::MOUNT_HELD)),
-            Probe::Foreign => Err(Error::new(&codes::MOUNT_FOREIGN)),
-        }
-    }
-
-    /// The target, and what is mounted there. A mount that went while we looked is looked for again.
-    fn seen(&self, target: &TargetPath) -> Result<(Option<Spot>, Probe)> {
-        let Some(spot) = self.spot(target)? else {
-            return Ok((None, Probe::Absent));
-        };
-        let probe = self.probe_spot(&spot)?;
-        Ok((Some(spot), probe))
-    }
-
-    fn probe_spot(&self, spot: &Spot) -> Result<Probe> {
-        if !spot.is_mounted() {
-            return Ok(Probe::Absent);
-        }
-        let mounts = self.mounts()?;
-        let layers = mounts.layers(spot.stat.mount_id);
-        let ours = layers.iter().map_while(|mount| mount.volume());
-        let count = ours.count() as u32;
-        Ok(match layers.first() {
-            None => Probe::Absent, // unmounted since it was opened
-            Some(top) => match top.volume() {
-                Some(volume) => Probe::Ours {
-                    kind: MountKind::Tmpfs,
-                    volume,
-                    layers: count,
-                },
-                None => Probe::Foreign,
-            },
-        })
-    }
-
-    fn mounts(&self) -> Result<Mounts> {
-        let text = self.fs.mountinfo().step("read the mounts")?;
-        Ok(Mounts::parse(&text))
-    }
-
     /// Step 7 of a publish. What the mount is, and whether the kernel could swap it.
     fn check_attached(
         &self,
@@ -374,18 +336,20 @@ impl TmpfsMounter {
                 .step("check what was attached"))
         };
         let own = self.fs.statx(mount).step("look at our mount")?;
-        let Some(spot) = self.spot(target)? else {
+        let Some(spot) = self.spots.spot(target)? else {
             return refuse(&codes::MOUNT_GONE, "the target went away");
         };
         if spot.stat.mount_id != own.mount_id {
             return refuse(&codes::MOUNT_FOREIGN, "the target shows another mount");
         }
-        let mounts = self.mounts()?;
-        match mounts.layers(own.mount_id)[..] {
+        match &look::layers(&*self.fs, mount, own.mount_id)?[..] {
             [only] if only.volume().as_ref() != Some(volume) || only.dev != own.dev => {
                 refuse(&codes::MOUNT_KERNEL, "the mount is not as it was made")
             }
             [only] if !only.read_only => refuse(&codes::MOUNT_KERNEL, "the mount is writable"),
+            [only] if self.spots.must_be_shared() && only.shared.is_none() => {
+                Err(unshared(target.as_path()).step("check what was attached"))
+            }
             [only] => Ok((own, !only.has_option("noswap"))),
             [] => refuse(&codes::MOUNT_GONE, "the mount went away"),
             _ => refuse(&codes::MOUNT_FOREIGN, "another mount lies below ours"),
@@ -401,30 +365,31 @@ impl TmpfsMounter {
     ) -> Result<Mount> {
         let stat = self.fs.statx(clone).step("look at the clone")?;
         let space = self.fs.fstatfs(clone).step("look at the clone")?;
-        if stat.dev == spot.parent_stat.dev || !space.is_tmpfs {
-            return Err(refusal(&self.probe_spot(spot)?, options));
+        if stat.dev == spot.parent.stat.dev || !space.is_tmpfs {
+            return Err(refusal(&self.spots.probe(spot)?, options));
         }
-        let mounts = self.mounts()?;
-        match mounts.by_id(spot.stat.mount_id) {
+        match look::mount(&*self.fs, spot.target.as_fd(), spot.stat.mount_id)? {
             Some(mount)
                 if mount.dev == stat.dev && mount.volume().as_ref() == Some(&options.volume) =>
             {
-                Ok(mount.clone())
+                Ok(mount)
             }
-            _ => Err(refusal(&self.probe_spot(spot)?, options)),
+            _ => Err(refusal(&self.spots.probe(spot)?, options)),
         }
     }
 
-    /// Detaches what a publish attached, unless something is seen to lie on it: that would go with it.
-    fn undo(&self, target: &TargetPath, mount: BorrowedFd<'_>) {
-        let shown = self.spot(target).ok().flatten();
+    /// Detaches what a publish attached, unless something is seen to lie on it: that would go with it. Removes the directory, if it
+    /// was made for it.
+    fn undo(&self, target: &TargetPath, spot: &Spot, mount: BorrowedFd<'_>) {
+        let shown = self.spots.spot(target).ok().flatten();
         let own = self.fs.statx(mount).ok();
         let is_covered = shown
             .zip(own)
-            .is_some_and(|(spot, own)| spot.stat.mount_id != own.mount_id);
+            .is_some_and(|(shown, own)| shown.stat.mount_id != own.mount_id);
         if !is_covered {
             let _ = self.fs.umount2(mount);
         }
+        self.spots.unmake(spot, target);
     }
 }
 
@@ -436,156 +401,4 @@ fn refusal(seen: &Probe, options: &MountOptions) -> Error {
         Probe::Ours { .. } | Probe::Absent => &codes::MOUNT_GONE,
     })
     .step("check that the mount is ours")
-}
-
-/// One volume's tmpfs.
-struct TmpfsVolume {
-    mounter: TmpfsMounter,
-    target: TargetPath,
-    options: MountOptions,
-    dir: AtomicDir,
-    dev: (u32, u32),
-    swappable: bool,
-}
-
-impl Mounted for TmpfsVolume {
-    fn generation(&self) -> Generation {
-        self.dir.generation()
-    }
-
-    fn replace(&mut self, next: &Snapshot) -> Result<bool> {
-        let replaced = self.replace_with(next);
-        let changed = replaced.as_ref().is_ok_and(|changed| *changed);
-        tracing::trace!(target = %self.target, generation = next.generation.0, changed, "replace");
-        replaced.map_err(|error| error.object(&self.target))
-    }
-
-    fn sweep(&mut self, now: Mono) -> Option<Mono> {
-        let most = room::most(&self.options, page_bytes());
-        let short = self
-            .space()
-            .is_ok_and(|space| room::is_short(used(&space), most));
-        let grace = if short {
-            limits::OLD_GENERATION_MIN
-        } else {
-            limits::OLD_GENERATION
-        };
-        self.dir.sweep(now, grace)
-    }
-
-    /// A clone is attached, so that the writable side stays as it is whatever happens.
-    fn attach(&mut self) -> Result<()> {
-        let mounter = &self.mounter;
-        let attached = match mounter.fs.open_tree_clone(self.dir.root()) {
-            Err(Errno::INVAL) => Err(Error::new(&codes::MOUNT_GONE)),
-            clone => clone.step("clone the mount").and_then(|clone| {
-                mounter.attach(&self.target, clone.as_fd(), &self.options.volume)
-            }),
-        };
-        attached.map_err(|error| error.object(&self.target))?;
-        Ok(())
-    }
-
-    fn wipe(&mut self) -> Result<()> {
-        let wiped = self.dir.wipe().step("wipe the files");
-        wiped.map_err(|error| error.object(&self.target))
-    }
-
-    fn usage(&self) -> Result<Usage> {
-        let space = self.space().map_err(|error| error.object(&self.target))?;
-        let used = used(&space);
-        Ok(Usage {
-            bytes: used.pages * space.block_bytes,
-            bytes_capacity: space.blocks * space.block_bytes,
-            inodes: used.inodes,
-            inodes_capacity: space.inodes,
-            swappable: self.swappable,
-        })
-    }
-}
-
-impl TmpfsVolume {
-    /// 1. Check that the target still shows our superblock.
-    /// 2. Make up for what an earlier call left undone.
-    /// 3. Compare with what is mounted; nothing to do is nothing done.
-    /// 4. Make room, and swap. When the tmpfs is full all the same, once more with all the room that it may have.
-    fn replace_with(&mut self, next: &Snapshot) -> Result<bool> {
-        match self.mounter.spot(&self.target)? {
-            Some(spot) if spot.is_mounted() && spot.stat.dev == self.dev => {}
-            _ => return Err(Error::new(&codes::MOUNT_GONE)),
-        } // 1
-        self.dir.settle_if_needed()?; // 2
-        let old = self.dir.read()?;
-        let plan = plan(&old, &next.files, own_ids());
-        if plan.is_nothing() {
-            return Ok(self.dir.take_untold());
-        } // 3
-        room::check(&plan.next, &self.options, page_bytes())?;
-        let more = room::of_swap(&old, &plan.next, page_bytes());
-        self.make_room(more)?; // 4
-        let (made_at, generation) = (next.made_at, next.generation);
-        match self.dir.swap(&old, &plan, made_at, generation) {
-            Err(error) if error.code() == &codes::MOUNT_NO_SPACE && !self.dir.has_untold() => {
-                self.dir.remove_early(limits::OLD_GENERATION_MIN)?;
-                self.dir.settle_if_needed()?;
-                self.grow(room::most(&self.options, page_bytes()))?;
-                self.dir.swap(&old, &plan, made_at, generation)?;
-            }
-            result => result?,
-        }
-        self.dir.take_untold();
-        Ok(true)
-    }
-
-    /// Grows the tmpfs if a swap needs it; then removes superseded generations before their time, but never before the least time.
-    fn make_room(&mut self, more: Needs) -> Result<()> {
-        let most = room::most(&self.options, page_bytes());
-        let space = self.space()?;
-        if fits(&space, more) {
-            return Ok(());
-        }
-        let capacity = Needs {
-            pages: space.blocks,
-            inodes: space.inodes,
-        };
-        let grown = room::grown(capacity, used(&space), more, most);
-        if grown != capacity {
-            self.grow(grown)?;
-        }
-        if fits(&self.space()?, more) {
-            return Ok(());
-        }
-        self.dir.remove_early(limits::OLD_GENERATION_MIN)?;
-        if fits(&self.space()?, more) {
-            return Ok(());
-        }
-        Err(Error::new(&codes::MOUNT_NO_SPACE)
-            .detail("superseded generations still take the room; the next sweep frees it"))
-    }
-
-    fn grow(&self, size: Needs) -> Result<()> {
-        let fs = &self.mounter.fs;
-        let context = fs.fspick(self.dir.root()).step("grow the tmpfs")?;
-        self.mounter.set_size(context.as_fd(), size)?;
-        fs.fsconfig(context.as_fd(), Setting::Reconfigure)
-            .step("grow the tmpfs")
-    }
-
-    fn space(&self) -> Result<Space> {
-        self.mounter
-            .fs
-            .fstatfs(self.dir.root())
-            .step("look at the tmpfs")
-    }
-}
-
-fn used(space: &Space) -> Needs {
-    Needs {
-        pages: space.blocks.saturating_sub(space.blocks_free),
-        inodes: space.inodes.saturating_sub(space.inodes_free),
-    }
-}
-
-fn fits(space: &Space, more: Needs) -> bool {
-    space.blocks_free >= more.pages && space.inodes_free >= more.inodes
 }

@@ -1,25 +1,18 @@
 //! Logs on stderr: one event each with a constant message and its values in fields.
 //!
-//! `--log-level` is about our own crate. Dependencies stay at `warn`: an HTTP client's trace prints headers and bodies.
+//! The level is that of `--log-level`, else of SECRETFS_LOG_LEVEL, else of the configuration, where it can change at run time
+//! ([`follow`]). It is about our own crate. Dependencies stay at `warn`: an HTTP client's trace prints headers and bodies.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
-/// How much.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Level {
-    /// What failed and needs somebody.
-    Error,
-    /// What failed and mends itself.
-    Warn,
-    /// What happened.
-    Info,
-    /// Why.
-    Debug,
-    /// Everything but secrets.
-    Trace,
-}
+pub use crate::config::LogLevel as Level;
+
+/// When nobody says anything.
+const DEFAULT: Level = Level::Warn;
 
 /// In which form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -30,21 +23,18 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging. A second call (tests) changes nothing.
-pub fn start(level: Level, format: Format) {
-    let own = match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    };
-    let others = if level == Level::Error {
-        "error"
-    } else {
-        "warn"
-    };
-    let filter = EnvFilter::new(format!("{others},secretfs={own}"));
+/// How much is logged, and by whose word.
+struct Control {
+    /// A flag or the environment said so: the configuration does not change it.
+    explicit: bool,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+static CONTROL: OnceLock<Control> = OnceLock::new();
+
+/// Starts logging; `explicit` is what a flag or the environment says. A second call (tests) changes nothing.
+pub fn start(explicit: Option<Level>, format: Format) {
+    let (filter, handle) = reload::Layer::new(filter(explicit.unwrap_or(DEFAULT)));
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         Format::Text => {
@@ -60,7 +50,45 @@ pub fn start(level: Level, format: Format) {
             registry.with(layer).try_init()
         }
     };
-    drop(started); // only a second subscriber is an error
+    if started.is_ok() {
+        let _ = CONTROL.set(Control {
+            explicit: explicit.is_some(),
+            filter: handle,
+        });
+    }
+}
+
+/// From now on logs as much as a configuration says, `None` being nothing; a flag or the environment wins over it.
+pub fn follow(configured: Option<Level>) {
+    if let Some(control) = CONTROL.get() {
+        control.follow(configured);
+    }
+}
+
+impl Control {
+    fn follow(&self, configured: Option<Level>) {
+        if !self.explicit {
+            // an error means that nothing logs any more
+            let _ = self.filter.reload(filter(configured.unwrap_or(DEFAULT)));
+        }
+    }
+}
+
+fn filter(level: Level) -> EnvFilter {
+    let own = match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    };
+    let others = if level == Level::Error {
+        "error"
+    } else {
+        "warn"
+    };
+    // the Kubernetes client logs each request that fails, as an error; `csi::driver_object` and `kube::reports` tell it once
+    EnvFilter::new(format!("{others},kube_client=off,secretfs={own}"))
 }
 
 /// From now on a panic says where, and not what: its message may hold what it choked on.
@@ -71,4 +99,33 @@ pub fn hide_panics() {
             .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         tracing::error!(place, "a bug of secretfs: a panic; please report the place");
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_changes_what_no_flag_has_fixed_and_nothing_but_our_own_crate() {
+        let shown = |control: &Control| control.filter.with_current(ToString::to_string).unwrap();
+        for explicit in [false, true] {
+            let (layer, filter) = reload::Layer::new(filter(DEFAULT));
+            let control = Control { explicit, filter };
+            let seen: Vec<bool> = [Some(Level::Debug), None, Some(Level::Error)]
+                .into_iter()
+                .map(|level| {
+                    let before = shown(&control);
+                    control.follow(level);
+                    before != shown(&control)
+                })
+                .collect();
+            assert_eq!(seen, [!explicit; 3]);
+            drop(layer);
+        }
+        let trace = filter(Level::Trace).to_string();
+        assert!(
+            trace.contains("secretfs=trace") && trace.contains("warn"),
+            "{trace}"
+        );
+    }
 }

@@ -1,3 +1,6 @@
-//! How others see what happens: logs.
+//! What is told: logs, the audit log, Kubernetes Events, and whether we are ready.
 
+pub mod audit;
+pub mod events;
 pub mod log;
+pub mod ready;

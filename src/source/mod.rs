@@ -6,10 +6,15 @@
 //!
 //! Does not: render, mount, know a path or a mode, or decide who may read what (`policy` did so before).
 
+pub mod bell;
+pub mod breaker;
+mod caught;
 pub mod gate;
 pub mod pool;
 pub mod runner;
 pub mod schedule;
+
+pub(crate) use caught::caught;
 
 use std::{sync::Arc, time::Duration};
 
@@ -66,6 +71,29 @@ pub struct Terms {
 }
 
 impl SourceView {
+    /// Whether a volume would see no difference; when the source will be asked next does not matter to it.
+    pub(crate) fn shows_the_same(&self, other: &Self) -> bool {
+        self.says_the_same(other)
+            && self.checked_at == other.checked_at
+            && self.in_flight == other.in_flight
+    }
+
+    /// Whether all that differs is that the source was asked.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let known = match (&self.known, &other.known) {
+            (Known::Unknown, Known::Unknown) | (Known::Absent, Known::Absent) => true,
+            (Known::Object(one), Known::Object(other)) => Arc::ptr_eq(one, other),
+            (Known::Unknown | Known::Absent | Known::Object(_), _) => false,
+        };
+        let same = |one: &Option<Arc<Error>>, other: &Option<Arc<Error>>| {
+            one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
+        };
+        known
+            && same(&self.error, &other.error)
+            && same(&self.watch_error, &other.watch_error)
+            && self.failing_since == other.failing_since
+    }
+
     /// Of a source that was never asked.
     pub(crate) fn unknown() -> Self {
         Self {

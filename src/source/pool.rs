@@ -2,8 +2,8 @@
 //! events is a test.
 //!
 //! Three nouns. A *source* (`source`) knows its subscribers, its object and its leases (`leases`), and when it wants
-//! something of its backend. A *door* is one backend: a gate (`super::gate`) and a queue of the sources that wait before
-//! it, the most urgent first. *Alarms* are one sorted list of the moments at which a source or a door has something to
+//! something of its backend. A *door* is one backend: a gate (`super::gate`) and a queue for each tenant of the
+//! sources that wait before it, the most urgent first; tenants go in turn. *Alarms* are one sorted list of the moments at which a source or a door has something to
 //! decide; the first of them is what [`Effect::WakeAt`] asks for.
 //!
 //! Every event runs in the same steps: see [`Pool::on`]. Permanent: subscribers, leases. Everything else can be lost.
@@ -27,7 +27,7 @@ use std::{
 };
 
 use self::{
-    doors::{Door, sign},
+    doors::{Door, sign, tenant},
     source::{Job, Source, Subscriber, Watch},
 };
 use crate::{
@@ -174,6 +174,24 @@ impl Pool {
         }
     }
 
+    /// The freshest proof that a volume has given.
+    pub fn caller_of(&self, volume: &VolumeId) -> Option<Caller> {
+        let mine = self.volumes.get(volume)?.iter();
+        let mine = mine.filter_map(|id| self.sources.get(id)?.subscribers.get(volume));
+        let freshest = mine.max_by_key(|one| one.given)?;
+        Some(freshest.caller.clone())
+    }
+
+    /// Whether there is a source of this backend.
+    pub fn knows(&self, backend: &(u64, BackendName)) -> bool {
+        let door = self.door_ids.get(backend);
+        door.is_some_and(|id| {
+            self.doors
+                .get(id)
+                .is_some_and(|one| !one.members.is_empty())
+        })
+    }
+
     /// Changes a source that has subscribers.
     fn with(&mut self, key: &SourceKey, change: impl FnOnce(&mut Source)) {
         let Some(&id) = self.ids.get(key) else { return };
@@ -230,6 +248,7 @@ impl Pool {
         let applied = before.map_or(shown, |before| before.applied);
         let subscriber = Subscriber {
             every,
+            tenant: tenant(&caller),
             caller,
             optional: terms.optional,
             given,
@@ -254,7 +273,8 @@ impl Pool {
         let door = source.door;
         self.set_pace(door, terms.pace);
         self.volumes.entry(volume).or_default().insert(id);
-        self.probe_within(now, door);
+        self.settle_tenant(id);
+        self.probe_within(now, id);
     }
 
     /// A volume leaves all its sources but these. A source that nobody wants ends.
@@ -279,11 +299,12 @@ impl Pool {
                 let places = [source.places[0].take(), source.places[1].take()];
                 if let Some(door) = self.doors.get_mut(&source.door) {
                     for place in places.iter().flatten() {
-                        door.queue.remove(place);
+                        door.leave(&source.tenant, place);
                     }
                     self.touched_doors.insert(source.door);
                 }
             }
+            self.settle_tenant(id);
             self.touched.insert(id);
         }
         mine.retain(|id| kept.contains(id));
@@ -349,7 +370,7 @@ impl Pool {
             Err(error) => sign(error),
         };
         let code = result.as_ref().err().map(Error::code);
-        let (door, probe) = (source.door, source.probe);
+        let (door, pass) = (source.door, std::mem::take(&mut source.pass));
         if source.subscribers.is_empty() {
             if let Ok(Fetched::Object(Object {
                 lease: Some(lease), ..
@@ -362,7 +383,7 @@ impl Pool {
         } else {
             source.take(now, result, self.rules.overlap); // 4
         }
-        self.ended(now, door, probe, sign, code); // 1
+        self.ended(now, door, &pass, sign, code); // 1
     }
 
     fn renewed(&mut self, now: Mono, key: &SourceKey, result: Result<Lease>) {
@@ -381,8 +402,8 @@ impl Pool {
             source.replace = true;
             source.ask_by(now);
         }
-        let (door, probe) = (source.door, source.probe);
-        self.ended(now, door, probe, sign, code);
+        let (door, pass) = (source.door, std::mem::take(&mut source.pass));
+        self.ended(now, door, &pass, sign, code);
     }
 
     fn revoked(&mut self, now: Mono, key: &SourceKey, result: Result<()>) {
@@ -397,8 +418,8 @@ impl Pool {
         self.touched.insert(id);
         let sign = result.as_ref().map_or_else(sign, |()| Sign::Alive);
         let code = result.as_ref().err().map(Error::code);
-        let (door, probe) = (source.door, source.revoke_probe);
-        self.ended(now, door, probe, sign, code);
+        let (door, pass) = (source.door, std::mem::take(&mut source.revoke_pass));
+        self.ended(now, door, &pass, sign, code);
     }
 
     /// A watch ended by itself; the end of one that a `Cancel` ended is no news, and is not told. One that lived for a while
@@ -508,7 +529,7 @@ impl Pool {
             let shut = self
                 .doors
                 .get(&source.door)
-                .and_then(|door| door.gate.shut_until(now));
+                .and_then(|door| door.gate.shut_until(&source.tenant, now));
             let due = source.next_fetch();
             source.view.next_at = due.map(|due| shut.map_or(due, |shut| due.max(shut)));
             let (key, view) = (source.key.clone(), source.view.clone());
@@ -525,11 +546,11 @@ impl Pool {
             source.alarm = next;
         }
         if source.is_over() {
-            self.forget(id);
+            self.forget(now, id);
         }
     }
 
-    fn forget(&mut self, id: u64) {
+    fn forget(&mut self, now: Mono, id: u64) {
         let Some(source) = self.sources.remove(&id) else {
             return;
         };
@@ -537,6 +558,6 @@ impl Pool {
         if let Some(at) = source.alarm {
             self.alarms.remove(&(at, Who::Source(id)));
         }
-        self.leave_door(source.door, id, &source.places);
+        self.leave_door(now, id, &source);
     }
 }

@@ -12,31 +12,28 @@
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::{Id, JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::{Backend, Cx, Want},
-    caller::Caller,
+    caller::{Caller, Credentials, Identity},
     clock::{Alarm, Clock, Mono},
     error::{Error, Result, codes},
     limits,
     path::VolumeId,
-    secret::{Lease, Object, Version},
-    source::{Effect, Event, SourceKey, SourceView, Terms, pool::Pool},
+    secret::{Known, Lease, Object, Version},
+    source::{Effect, Event, SourceKey, SourceView, Terms, bell::Bell, caught::caught, pool::Pool},
     spec::BackendName,
 };
 
@@ -63,8 +60,23 @@ pub struct Subscription {
     /// As whom.
     pub caller: Caller,
     /// Rung whenever one of them shows something new.
-    pub wake: Arc<Notify>,
+    pub wake: Arc<Bell>,
 }
+
+/// Sources that a volume goes over to, because the configuration has changed.
+pub struct Moving {
+    /// Who wants them.
+    pub volume: VolumeId,
+    /// Which sources.
+    pub wanted: Vec<Wanted>,
+    /// As whom. The proof is what the pool was given last for this volume; none, and a source that needs one waits for it.
+    pub who: Identity,
+    /// Rung whenever one of them shows something new.
+    pub wake: Arc<Bell>,
+}
+
+/// What a source shows.
+type View = watch::Receiver<SourceView>;
 
 /// The node's sources, as volumes see them. Cloned freely; none of its calls waits for a store.
 #[derive(Clone)]
@@ -74,10 +86,9 @@ pub struct Sources {
 
 /// Unbounded is safe here: volumes send one at a time and hints are merged.
 enum Message {
-    Subscribe(
-        Subscription,
-        oneshot::Sender<Vec<watch::Receiver<SourceView>>>,
-    ),
+    Subscribe(Subscription, oneshot::Sender<Vec<View>>),
+    SubscribeKnown(Subscription, oneshot::Sender<Option<Vec<View>>>),
+    Follow(Moving, oneshot::Sender<Vec<View>>),
     Tell(Event, Option<oneshot::Sender<()>>),
     Stop(oneshot::Sender<()>),
 }
@@ -116,12 +127,30 @@ impl Sources {
     ///
     /// # Errors
     /// `volume.stopped`.
-    pub async fn subscribe(
-        &self,
-        subscription: Subscription,
-    ) -> Result<Vec<watch::Receiver<SourceView>>> {
+    pub async fn subscribe(&self, subscription: Subscription) -> Result<Vec<View>> {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Subscribe(subscription, reply));
+        answer.await.map_err(|_| Error::new(&codes::VOLUME_STOPPED))
+    }
+
+    /// Subscribes if an answer of each of the wanted is known; `None`: it is not, and nothing has been done.
+    ///
+    /// # Errors
+    /// `volume.stopped`.
+    pub async fn subscribe_known(&self, subscription: Subscription) -> Result<Option<Vec<View>>> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::SubscribeKnown(subscription, reply);
+        let _ = self.inbox.send(message);
+        answer.await.map_err(|_| Error::new(&codes::VOLUME_STOPPED))
+    }
+
+    /// The same with the proof that the volume has given before.
+    ///
+    /// # Errors
+    /// `volume.stopped`.
+    pub async fn follow(&self, moving: Moving) -> Result<Vec<View>> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Follow(moving, reply));
         answer.await.map_err(|_| Error::new(&codes::VOLUME_STOPPED))
     }
 
@@ -169,7 +198,7 @@ impl Sources {
 /// A source's view, and who looks at it.
 struct Shown {
     view: watch::Sender<SourceView>,
-    subscribers: HashMap<VolumeId, Arc<Notify>>,
+    subscribers: HashMap<VolumeId, Arc<Bell>>,
 }
 
 /// What a request was, for when it ends in a panic.
@@ -224,6 +253,13 @@ impl Runner {
                     Some(Message::Subscribe(subscription, reply)) => {
                         let _ = reply.send(self.subscribe(subscription));
                     }
+                    Some(Message::SubscribeKnown(subscription, reply)) => {
+                        let known = self.knows_all(&subscription.wanted);
+                        let _ = reply.send(known.then(|| self.subscribe(subscription)));
+                    }
+                    Some(Message::Follow(moving, reply)) => {
+                        let _ = reply.send(self.follow(moving));
+                    }
                     Some(Message::Tell(event, reply)) => {
                         self.told(event);
                         reply.map(|reply| reply.send(()));
@@ -241,7 +277,14 @@ impl Runner {
         stopped.map(|reply| reply.send(()));
     }
 
-    fn subscribe(&mut self, subscription: Subscription) -> Vec<watch::Receiver<SourceView>> {
+    fn knows_all(&self, wanted: &[Wanted]) -> bool {
+        wanted.iter().all(|want| {
+            let shown = self.shown.get(&want.key);
+            shown.is_some_and(|shown| !matches!(shown.view.borrow().known, Known::Unknown))
+        })
+    }
+
+    fn subscribe(&mut self, subscription: Subscription) -> Vec<View> {
         let Subscription {
             volume,
             wanted,
@@ -274,6 +317,22 @@ impl Runner {
         views
     }
 
+    /// Subscribes with the proof that is in hand, and lets go of backends that nobody can ask any more.
+    fn follow(&mut self, moving: Moving) -> Vec<View> {
+        let proof = self.pool.caller_of(&moving.volume);
+        let none = || Arc::new((moving.who.clone(), Credentials::default()));
+        let caller = proof.unwrap_or_else(none);
+        let views = self.subscribe(Subscription {
+            volume: moving.volume,
+            wanted: moving.wanted,
+            caller,
+            wake: moving.wake,
+        });
+        let pool = &self.pool;
+        self.backends.retain(|name, _| pool.knows(name));
+        views
+    }
+
     /// Passes an event of a volume on, and forgets the channels that nobody looks at any more.
     fn told(&mut self, event: Event) {
         match &event {
@@ -303,11 +362,19 @@ impl Runner {
         match effect {
             Effect::Show(key, view) => {
                 if let Some(shown) = self.shown.get(&key) {
-                    shown.view.send_replace(view);
-                    shown
+                    // a newcomer is no news for the others: a thousand that come one by one would wake a thousand each time
+                    let before = shown.view.borrow().clone();
+                    let news = !before.shows_the_same(&view);
+                    let says_news = !before.says_the_same(&view);
+                    shown.view.send_if_modified(|old| {
+                        *old = view;
+                        news
+                    });
+                    let bells = shown
                         .subscribers
                         .values()
-                        .for_each(|wake| wake.notify_one());
+                        .filter(|bell| says_news || (news && bell.is_listened_to()));
+                    bells.for_each(|bell| bell.ring());
                 }
             }
             Effect::WakeAt(at) => self.alarm.set(Some(at)),
@@ -517,16 +584,4 @@ fn want<'a>(key: &'a SourceKey, caller: &'a Caller, have: Option<&'a Object>) ->
         proof: &caller.1,
         have,
     }
-}
-
-/// Runs `future`. `None`: it panicked.
-pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    poll_fn(
-        move |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        },
-    )
-    .await
 }

@@ -35,9 +35,18 @@ pub enum Place {
     Local,
     /// In a pod: 0444, or 0440 with a group.
     Kubernetes {
-        /// The pod's `fsGroup`.
+        /// The pod's `fsGroup`: the files' group, where the spec gives none.
         fs_group: Option<u32>,
     },
+}
+
+impl Place {
+    fn group(self) -> Option<u32> {
+        match self {
+            Self::Local => None,
+            Self::Kubernetes { fs_group } => fs_group,
+        }
+    }
 }
 
 /// What a spec is read for.
@@ -144,7 +153,7 @@ impl Reader<'_> {
             .and_then(|node| self.mode(node, "defaultMode"));
         let owner = Owner {
             uid: self.id(&top, "uid"),
-            gid: self.id(&top, "gid"),
+            gid: self.id(&top, "gid").or(self.setting.place.group()),
         };
         self.read_sources(&top); // 3
         let claims = self.read_files(&top); // 4

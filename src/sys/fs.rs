@@ -46,9 +46,10 @@ impl<'a> At<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
     /// O_PATH of a directory by its absolute path, links followed.
-    Parent,
-    /// O_PATH of a directory by its name, whatever is mounted there on top; a link is ENOTDIR, a way out of `dir` EXDEV.
-    Spot,
+    Followed,
+    /// O_PATH of a directory below `dir`, whatever is mounted there on top; a link on the way or at its end is ELOOP, a way out of
+    /// `dir` EXDEV.
+    Beneath,
     /// A directory, to list it and to name files below it; no link on the way, and none out.
     Directory,
     /// A file, to read; no link on the way.
@@ -136,6 +137,33 @@ pub struct Stat {
     pub size: u64,
 }
 
+/// Of one mount, as the kernel tells it when it is asked for that one alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountStat {
+    /// Its id, as [`Stat::mount_id`] and mountinfo have it.
+    pub id: u64,
+    /// Id of the mount that it is attached to.
+    pub parent: u64,
+    /// The same, as [`Fs::unique_mount_id`] has it.
+    pub parent_unique: u64,
+    /// Device of its superblock: major, minor.
+    pub dev: (u32, u32),
+    /// The directory of the file system that it shows.
+    pub root: OsString,
+    /// Where it is attached.
+    pub point: OsString,
+    /// Whether the mount is read-only.
+    pub read_only: bool,
+    /// Its peer group.
+    pub shared: Option<u32>,
+    /// Kind of file system.
+    pub fs_type: OsString,
+    /// What it was made of; `None` where that is empty, and before Linux 6.13.
+    pub source: Option<OsString>,
+    /// The superblock's options; `None` where there is none, and before Linux 6.11.
+    pub options: Option<OsString>,
+}
+
 /// Of one file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
@@ -173,10 +201,14 @@ pub trait Fs: Send + Sync {
     fn umount2(&self, mount: BorrowedFd<'_>) -> Sys<()>;
     /// The mounts of this thread's namespace, as text.
     fn mountinfo(&self) -> Sys<Vec<u8>>;
+    /// The id of the mount that a file was reached through, as no other mount has it until the next boot. ENOSYS before Linux 6.8.
+    fn unique_mount_id(&self, file: BorrowedFd<'_>) -> Sys<u64>;
+    /// The mount with this unique id. ENOSYS before Linux 6.8.
+    fn statmount(&self, unique: u64) -> Sys<MountStat>;
     /// Opens.
     fn openat2(&self, at: At<'_>, how: How) -> Sys<OwnedFd>;
     /// Makes a directory; its mode is subject to the umask.
-    fn mkdirat(&self, at: At<'_>) -> Sys<()>;
+    fn mkdirat(&self, at: At<'_>, mode: u32) -> Sys<()>;
     /// Makes a symbolic link at `at` that leads to `to`.
     fn symlinkat(&self, to: &Path, at: At<'_>) -> Sys<()>;
     /// Renames, over what is there.

@@ -9,4 +9,5 @@ pub mod namespace;
 pub mod process;
 mod real_fs;
 pub mod socket;
+mod statmount;
 pub mod timer;

@@ -8,7 +8,8 @@ use std::{
 use rustix::{
     io::Errno,
     process::{
-        DumpableBehavior, Resource, Rlimit, getegid, geteuid, set_dumpable_behavior, setrlimit,
+        DumpableBehavior, Resource, Rlimit, getegid, geteuid, getrlimit, set_dumpable_behavior,
+        setrlimit,
     },
     thread::{CapabilitySet, CapabilitySets, UnshareFlags},
 };
@@ -91,6 +92,20 @@ pub fn drop_privileges(final_for_children: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// As many open files as the system allows: each volume holds some. Shells and runtimes give a soft limit of 1024 for the sake of
+/// programs that use select(2).
+///
+/// # Errors
+/// Those of setrlimit; none is expected.
+pub fn raise_file_limit() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, raised)?)
+}
+
 /// Takes over a descriptor that our parent left open under this number, as `--ready-fd` names it.
 ///
 /// # Errors
@@ -155,6 +170,14 @@ pub fn kernel_release() -> String {
         .into_owned()
 }
 
+/// The host's name. In a pod it is the pod's, unless the pod is in the host's network.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
 /// SIGTERM for a child. One that has ended by itself is as good.
 pub fn terminate(child: &std::process::Child) {
     use rustix::process::{Pid, Signal, kill_process};
@@ -173,6 +196,20 @@ pub fn try_lock(file: &fs::File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// [`try_lock`], but waits until nobody else has it. Blocks its thread.
+///
+/// # Errors
+/// Those of flock(2).
+pub fn lock(file: &fs::File) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
     }
 }
 

@@ -22,11 +22,16 @@ use rustix::{
 };
 
 use super::fs::{
-    At, Change, Entry, EntryKind, Errno, Fs, FsKind, How, Removed, Setting, Space, Stat, Sys,
+    At, Change, Entry, EntryKind, Errno, Fs, FsKind, How, MountStat, Removed, Setting, Space, Stat,
+    Sys,
 };
+use super::statmount::statmount;
 
 /// Magic number of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// `STATX_MNT_ID_UNIQUE` (linux/stat.h).
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// The kernel.
 pub struct RealFs;
@@ -153,19 +158,30 @@ impl Fs for RealFs {
         read().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
+    fn unique_mount_id(&self, file: BorrowedFd<'_>) -> Sys<u64> {
+        let mask = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+        let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, mask)?;
+        if stat.stx_mask & STATX_MNT_ID_UNIQUE == 0 {
+            return Err(Errno::NOSYS);
+        }
+        Ok(stat.stx_mnt_id)
+    }
+
+    fn statmount(&self, unique: u64) -> Sys<MountStat> {
+        statmount(unique)
+    }
+
     fn openat2(&self, at: At<'_>, how: How) -> Sys<OwnedFd> {
+        // no magic links either, by NO_SYMLINKS; mounts are crossed
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let (flags, mode, resolve) = match how {
-            How::Parent => (
+            How::Followed => (
                 OFlags::PATH | OFlags::DIRECTORY,
                 0,
                 ResolveFlags::NO_MAGICLINKS,
             ),
-            How::Spot => (
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-                0,
-                ResolveFlags::BENEATH,
-            ),
+            // Not O_NOFOLLOW: with it a link at the end would be opened itself, and be ENOTDIR.
+            How::Beneath => (OFlags::PATH | OFlags::DIRECTORY, 0, beneath),
             How::Directory => (OFlags::RDONLY | OFlags::DIRECTORY, 0, beneath),
             How::Read => (OFlags::RDONLY | OFlags::NONBLOCK, 0, beneath),
             How::Overwrite => (OFlags::WRONLY | OFlags::NONBLOCK, 0, beneath),
@@ -179,8 +195,8 @@ impl Fs for RealFs {
         rustix::fs::openat2(dir_of(at), at.path, flags | OFlags::CLOEXEC, mode, resolve)
     }
 
-    fn mkdirat(&self, at: At<'_>) -> Sys<()> {
-        rustix::fs::mkdirat(dir_of(at), at.path, Mode::from_raw_mode(0o755))
+    fn mkdirat(&self, at: At<'_>, mode: u32) -> Sys<()> {
+        rustix::fs::mkdirat(dir_of(at), at.path, Mode::from_raw_mode(mode))
     }
 
     fn symlinkat(&self, to: &Path, at: At<'_>) -> Sys<()> {

@@ -2,29 +2,31 @@
 
 use std::sync::Arc;
 
+use tokio::sync::{oneshot, watch};
+
 use crate::{
-    caller::Identity,
     clock::Mono,
     error::{Error, Result, codes},
-    path::TargetPath,
     render::Known,
-    source::runner::Wanted,
-    spec::VolumeSpec,
     volume::{
-        served::{Followed, Served, known},
-        volumes::{PublishRequest, Published, Reply},
+        Published, Refused,
+        publish::Order,
+        served::{Followed, known},
     },
 };
 
-/// It is dropped when it has succeeded, failed, or been overtaken by an unpublish.
+/// It is dropped when it has succeeded or failed, when its caller has gone, or when an unpublish overtakes it.
 pub(super) struct Attempt {
-    pub request: PublishRequest,
+    pub order: Order,
     pub sources: Vec<Followed>,
     /// Mount, or replace the files of the mount that is there.
     pub mount: bool,
+    /// Nobody has looked at the target yet: the call that mounts does.
+    pub look: bool,
     pub deadline: Mono,
-    /// Everybody who asked for it.
-    pub replies: Vec<Reply<Published>>,
+    /// Whether the volume had a mount of ours when it was asked for.
+    pub served: bool,
+    pub caller: Waiting,
 }
 
 impl Attempt {
@@ -53,6 +55,14 @@ impl Attempt {
             Some(_) => None,
         }
     }
+
+    /// Returns when nobody waits for it any more; never, where there is none.
+    pub async fn abandoned(this: Option<&mut Self>) {
+        match this {
+            Some(attempt) => attempt.caller.reply.closed().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Followed {
@@ -62,40 +72,49 @@ impl Followed {
     }
 }
 
-/// What a task serves or is about to serve.
-pub(super) struct Current<'a> {
-    pub target: &'a TargetPath,
-    pub spec: &'a VolumeSpec,
-    identity: &'a Identity,
-    sources: &'a [Followed],
+/// Somebody who waits for a publish.
+pub(super) struct Waiting {
+    reply: oneshot::Sender<Result<Published, Refused>>,
+    _flight: Flight,
 }
 
-impl<'a> Current<'a> {
-    pub fn of_attempt(attempt: &'a Attempt) -> Self {
-        Self {
-            target: &attempt.request.target,
-            spec: &attempt.request.spec,
-            identity: &attempt.request.caller.0,
-            sources: &attempt.sources,
-        }
-    }
-
-    pub fn of_served(served: &'a Served) -> Self {
-        Self {
-            target: &served.target,
-            spec: &served.spec,
-            identity: &served.identity,
-            sources: &served.sources,
-        }
-    }
-
-    /// Whether it is for this caller and from these sources. `wanted` is `None` when the sources cannot be named any more (a
-    /// backend has left the configuration): what is served stays.
-    pub fn is_of(&self, identity: &Identity, wanted: Option<&[Wanted]>) -> bool {
-        let same = |wanted: &[Wanted]| {
-            let keys = wanted.iter().map(|want| &want.key);
-            keys.eq(self.sources.iter().map(|source| &source.key))
+impl Waiting {
+    /// And the end at which he waits.
+    pub fn new(flight: Flight) -> (Self, oneshot::Receiver<Result<Published, Refused>>) {
+        let (reply, answer) = oneshot::channel();
+        let waiting = Self {
+            reply,
+            _flight: flight,
         };
-        self.identity == identity && wanted.is_none_or(same)
+        (waiting, answer)
+    }
+
+    /// Whether he has gone.
+    pub fn has_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// `served`: whether the volume had a mount of ours when it was asked for.
+    pub fn tell(self, result: Result<Published>, served: bool) {
+        let _ = self
+            .reply
+            .send(result.map_err(|error| Refused { error, served }));
+    }
+}
+
+/// Counts a call that is under way; dropped, it is over.
+pub(super) struct Flight(watch::Sender<usize>);
+
+impl Flight {
+    /// One more.
+    pub fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     caller::Identity,
     error::{Error, Result, codes},
     path::TargetPath,
-    render::{Generation, Known},
+    render::Known,
     spec::MountKind,
     volume::{
         decide::Seen,
@@ -70,8 +70,10 @@ impl Task {
     }
 
     /// 1. Attach the mount that we hold: who has a copy of it sees the next changes too.
-    /// 2. Where the kernel cannot (before Linux 6.15), mount anew.
-    async fn bring_back(&mut self) -> bool {
+    /// 2. Where the kernel cannot (before Linux 6.15), mount anew. A running container does not see that.
+    ///
+    /// False where neither is possible: a source is unknown.
+    pub async fn bring_back(&mut self) -> bool {
         let Some(served) = &mut self.served else {
             return false;
         };
@@ -82,6 +84,7 @@ impl Task {
             };
             served.mounted = Some(mounted);
             if attached.is_ok() {
+                served.shows_again();
                 tracing::warn!(volume_id = %self.id, "the mount had gone; it is attached again"); // 1
                 return true;
             }
@@ -90,18 +93,30 @@ impl Task {
         if known.iter().any(|known| matches!(known, Known::Unknown)) {
             return false;
         }
-        let job = Job {
-            spec: served.spec.clone(),
-            known: known.clone(),
-            generation: Generation(served.generation.0 + 1),
-        };
-        let Ok(shown) = served::mount(&self.shared, &self.id, &served.target, job).await else {
+        let (who, spec, before) = (&served.identity, &served.spec, served.generation);
+        let job = Job::new(&self.id, who, spec, &served.sources, &known, before);
+        let (target, placing) = (&served.target, &served.placing);
+        let shown = served::mount(&self.shared, &self.id, target, placing, job).await;
+        let Ok(shown) = shown else {
             return false;
         };
         served.former.extend(served.mounted.take());
         served.shows_again();
         self.took(shown, known);
-        tracing::warn!(volume_id = %self.id, "the mount had gone; there is a new one"); // 2
+        self.lost(); // 2
         true
+    }
+
+    /// The mount had gone, and there is a new one. A local program may look again; a pod's container will not see it.
+    pub fn lost(&mut self) {
+        tracing::warn!(volume_id = %self.id, "the mount had gone; there is a new one");
+        if let Some(served) = &mut self.served
+            && matches!(served.identity, Identity::Pod(_))
+        {
+            served.lost = true;
+            let message = "the volume was unmounted on the node and has been mounted anew; running containers do not see it: \
+                           restart the pod";
+            self.tell_pod("SecretVolumeLost", message.to_owned());
+        }
     }
 }

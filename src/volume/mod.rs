@@ -4,25 +4,38 @@
 //! task: a hung fetch hides nothing.
 //!
 //! [`Volumes`] is the way in. `decide` is the idempotency table and `complaint` the log's patience, both pure; `task` is the loop,
-//! `publish` its longest command, `unpublish` the last, `look` what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows; `status` is what is told.
+//! `publish` its longest command, `shortcut` the common first one, `read` where its spec comes from, `specs` those that were read, `unpublish` the last command, `restore` the first after a restart, with the
+//! help of `record`; `look` is what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows; `status` is what is told.
 //!
 //! Does not: ask a store, know when to ask one, or know how a mount is made.
 
+pub mod budget;
 pub mod complaint;
 pub mod decide;
+pub mod record;
 
 mod attempt;
+mod ledger;
 mod look;
 mod publish;
+mod read;
+mod resettle;
+mod restore;
 mod served;
+mod shortcut;
+mod specs;
 mod status;
 mod task;
 mod unpublish;
 mod volumes;
 mod wanted;
 
-pub use volumes::{Mounters, Parts, PublishRequest, Published, Volumes};
+pub use restore::Restored;
+pub use volumes::{
+    AskedSpec, Mounters, Parts, Placing, PublishRequest, Published, Refused, Settings, Volumes,
+};
 
+pub(crate) use crate::source::caught;
 use crate::{clock::Wall, mount::Usage, spec::MountKind};
 
 /// A volume's state, as the contract (section 4) names them.
@@ -107,6 +120,10 @@ pub struct UsageStatus {
     pub bytes: u64,
     /// Bytes that it may grow to without a reconfigure.
     pub bytes_capacity: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// Inodes that it may hold.
+    pub inodes_capacity: u64,
     /// Whether the kernel could write it to swap.
     pub swappable: bool,
 }
@@ -116,6 +133,8 @@ impl From<Usage> for UsageStatus {
         Self {
             bytes: usage.bytes,
             bytes_capacity: usage.bytes_capacity,
+            inodes: usage.inodes,
+            inodes_capacity: usage.inodes_capacity,
             swappable: usage.swappable,
         }
     }

@@ -1,169 +1,333 @@
-//! The task's half that publishes: look, decide, subscribe, and once the sources have answered, show.
+//! The task's half that publishes: compare, look, decide, subscribe, and once the sources have answered, show.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use crate::{
-    caller::Identity,
-    error::{Error, Result, codes},
+    caller::{Caller, Identity},
+    error::{Error, ErrorKind, Result, codes},
     limits,
+    observe::audit,
+    path::TargetPath,
     render::{Generation, Known},
     source::{
-        SourceKey,
+        SourceKey, SourceView,
         runner::{Subscription, Wanted},
     },
+    spec::{MountKind, VolumeSpec},
     volume::{
-        attempt::{Attempt, Current},
-        decide::{Call, Decision, Phase, decide},
-        served::{self, Followed, Job, Served},
+        AskedSpec, Placing, PublishRequest, Published, Settings,
+        attempt::{Attempt, Waiting},
+        decide::{Call, Decision, Phase, Remembered, Seen, decide},
+        record::VolumeRecord,
+        served::{self, Followed, Job, NotShown, Served},
+        shortcut::is_taken,
         task::Task,
-        volumes::{PublishRequest, Published, Reply},
         wanted::wanted,
     },
 };
 
-impl Task {
-    pub async fn publish(&mut self, request: PublishRequest, reply: Reply<Published>) {
-        let (decision, wanted) = match self.decide_publish(&request).await {
-            Ok(decided) => decided,
-            Err(error) => {
-                let _ = reply.send(Err(error));
-                return;
-            }
-        };
-        let result = match decision {
-            Decision::Mount | Decision::Update => {
-                let mount = decision == Decision::Mount;
-                self.begin(request, wanted, mount, reply).await;
-                return;
-            }
-            Decision::Join => {
-                self.shared.sources.credentials(&self.id, request.caller);
-                if let Some(attempt) = &mut self.attempt {
-                    attempt.replies.push(reply);
-                }
-                return;
-            }
-            Decision::Keep => self.keep(request).await,
-            Decision::Adopt => self.adopt(request, wanted).await,
-            Decision::Refuse(code) => Err(Error::new(code).object(&request.target)),
-            Decision::Unmount | Decision::Forget => Err(Error::new(&codes::BUG)),
-        };
-        let _ = reply.send(result);
-    }
+/// A publish whose spec has been read.
+pub(super) struct Order {
+    pub target: TargetPath,
+    pub spec: Arc<VolumeSpec>,
+    /// As it was written; `None`: it came parsed.
+    pub raw: Option<Arc<str>>,
+    pub caller: Caller,
+    pub placing: Placing,
+    /// By which it was read.
+    pub settings: Arc<Settings>,
+}
 
-    /// Looks at the mount and into the table. A volume that is served as asked is not judged again: its spec was good.
-    async fn decide_publish(
-        &mut self,
-        request: &PublishRequest,
-    ) -> Result<(Decision, Vec<Wanted>)> {
-        let registry = self.shared.registry.borrow().clone();
-        let wanted = wanted(&request.id, &request.spec, &request.caller.0, &registry);
-        let seen = self.probe(request.spec.mount, &request.target).await?;
-        let (phase, current) = match (&self.attempt, &self.served) {
-            _ if self.closing => (Phase::Closing, None),
-            (Some(attempt), _) => (Phase::Publishing, Some(Current::of_attempt(attempt))),
-            (None, Some(served)) => (Phase::Serving, Some(Current::of_served(served))),
-            (None, None) => (Phase::New, None),
-        };
-        let call = match &current {
-            Some(current) if *current.target != request.target => Call::PublishElsewhere,
-            _ => Call::Publish(request.spec.digest),
-        };
-        let remembered = current
-            .filter(|current| current.is_of(&request.caller.0, wanted.as_deref().ok()))
-            .map(|current| current.spec.digest);
-        let decision = decide(call, phase, remembered, seen);
-        match (decision, wanted) {
-            (Decision::Mount | Decision::Update | Decision::Adopt, wanted) => {
-                Ok((decision, wanted?))
-            }
-            (_, wanted) => Ok((decision, wanted.unwrap_or_default())),
-        }
-    }
+/// The keys of the sources that a volume wants, and whether each is told of changes.
+pub(super) type Keys = Vec<(SourceKey, bool)>;
 
-    async fn begin(
-        &mut self,
-        request: PublishRequest,
-        wanted: Vec<Wanted>,
+/// What a publish comes to at once.
+enum Next {
+    Answer(Published),
+    /// Wait for these sources, then mount or update.
+    Wait {
+        order: Order,
+        sources: Vec<Followed>,
         mount: bool,
-        reply: Reply<Published>,
-    ) {
-        match self.subscribe(&request, wanted).await {
-            Ok(sources) => {
-                let deadline = self.shared.clock.now().after(limits::PUBLISH_DEADLINE);
+    },
+}
+
+impl Task {
+    /// Answers, or begins an [`Attempt`] that will.
+    pub async fn publish(&mut self, request: PublishRequest, caller: Waiting) {
+        if caller.has_gone() {
+            return;
+        }
+        let _read = match self.shortcut(&request).await {
+            Ok((order, sources)) => return self.mount_at_once(order, sources, caller),
+            Err(order) => order, // while it is held its text need not be read again
+        };
+        self.look_first(request, caller).await;
+    }
+
+    pub async fn look_first(&mut self, request: PublishRequest, caller: Waiting) {
+        let deadline = self.shared.clock.now().after(limits::PUBLISH_DEADLINE);
+        // a mount that is held is one the kubelet has had its answer for
+        let mut served = self.served.is_some() || self.held.is_some();
+        match self.next(request, &mut served).await {
+            Ok(Next::Answer(published)) => self.answer(caller, Ok(published), served),
+            Ok(Next::Wait {
+                order,
+                sources,
+                mount,
+            }) => {
                 self.attempt = Some(Attempt {
-                    request,
+                    order,
                     sources,
                     mount,
+                    look: false,
                     deadline,
-                    replies: vec![reply],
+                    served,
+                    caller,
                 });
             }
-            Err(error) => {
-                let _ = reply.send(Err(error));
-            }
+            Err(error) => caller.tell(Err(error), served),
         }
     }
 
-    async fn subscribe(
+    /// 1. Compare what is asked with what is remembered. Nothing is read for that.
+    /// 2. Look at the target, once.
+    /// 3. The table says what to do. A mount that has gone is brought back first, if we hold what it needs.
+    /// 4. Do it.
+    async fn next(&mut self, request: PublishRequest, served: &mut bool) -> Result<Next> {
+        let settings = self.shared.settings.borrow().clone();
+        let (call, phase) = (self.call(&request), self.phase());
+        let same = self.served.as_mut();
+        let same = same.map(|served| served.is(&self.id, &request, &settings)); // 1
+        let record = match same {
+            None => Remembered::Nothing,
+            Some(true) => Remembered::Same,
+            Some(false) => Remembered::Other,
+        };
+        let seen = self.probe(self.kind(), &request.target).await?; // 2
+        *served |= seen == Seen::Ours;
+        let mut decision = decide(call, phase, record, seen); // 3
+        if decision == Decision::Reattach {
+            decision = match self.bring_back().await {
+                true => decide(call, phase, record, Seen::Ours),
+                false => Decision::Mount,
+            };
+        }
+        match decision {
+            Decision::Keep if self.shows_nothing() => self.begin_update(request, settings).await, // 4
+            Decision::Keep => self.keep(request.caller).await.map(Next::Answer),
+            Decision::Mount => {
+                let order = self.read(&request, &settings)?;
+                self.begin(order, true).await
+            }
+            Decision::Update => self.begin_update(request, settings).await,
+            Decision::Adopt => {
+                let adopted = self.adopt_asked(request.clone(), settings.clone()).await?;
+                match self.shows_nothing() {
+                    true => self.begin_update(request, settings).await,
+                    false => Ok(Next::Answer(adopted)),
+                }
+            }
+            Decision::Refuse(code) => Err(Error::new(code).object(&request.target)),
+            Decision::Reattach
+            | Decision::Hold
+            | Decision::Lose
+            | Decision::Unmount
+            | Decision::Forget => Err(Error::new(&codes::BUG)),
+        }
+    }
+
+    /// Whether what is mounted has no files: a former process died in an unpublish, between the wipe and the unmount. That is no volume to
+    /// answer OK for.
+    fn shows_nothing(&self) -> bool {
+        let generation = match (&self.served, &self.held) {
+            (Some(served), _) => Some(served.generation),
+            (None, Some(held)) => Some(held.generation),
+            (None, None) => None,
+        };
+        generation == Some(Generation(0))
+    }
+
+    /// Whether a publish that failed so is answered with what is mounted.
+    fn stays(&self, error: &Error) -> bool {
+        is_refusal(error) && !self.shows_nothing()
+    }
+
+    /// Where the task stands.
+    pub fn phase(&self) -> Phase {
+        match (&self.attempt, &self.served) {
+            _ if self.closing => Phase::Closing,
+            (Some(_), _) => Phase::Publishing,
+            (None, Some(_)) => Phase::Serving,
+            (None, None) => Phase::New,
+        }
+    }
+
+    fn call(&self, request: &PublishRequest) -> Call {
+        let elsewhere = match (&self.served, &self.held) {
+            (Some(served), _) => {
+                served.target != request.target || served.placing != request.placing
+            }
+            (None, Some(held)) => held.target != request.target,
+            (None, None) => false,
+        };
+        if elsewhere {
+            Call::PublishElsewhere
+        } else {
+            Call::Publish
+        }
+    }
+
+    fn kind(&self) -> MountKind {
+        let served = self.served.as_ref();
+        served.map_or(MountKind::Tmpfs, |served| served.spec.mount)
+    }
+
+    async fn begin_update(
         &mut self,
-        request: &PublishRequest,
-        wanted: Vec<Wanted>,
-    ) -> Result<Vec<Followed>> {
-        let keys: Vec<(SourceKey, bool)> = wanted
+        request: PublishRequest,
+        settings: Arc<Settings>,
+    ) -> Result<Next> {
+        let begun = match self.read(&request, &settings) {
+            Ok(order) => {
+                let spec = order.spec.clone();
+                let begun = self.begin(order, false).await;
+                begun.map_err(|error| (Some(spec), error))
+            }
+            Err(error) => Err((None, error)),
+        };
+        match begun {
+            Ok(next) => Ok(next),
+            Err((spec, error)) if self.stays(&error) => self
+                .refuse(request.spec, settings, spec, error)
+                .map(Next::Answer),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    async fn begin(&mut self, order: Order, mount: bool) -> Result<Next> {
+        let wanted = wanted(&self.id, &order.spec, &order.caller.0, &order.settings);
+        let wanted = wanted.inspect_err(|error| self.denied(&order.caller.0, error))?;
+        self.shared.ledger.admit(&self.id, &order.caller.0)?;
+        let sources = self.subscribe(&order, wanted).await?;
+        Ok(Next::Wait {
+            order,
+            sources,
+            mount,
+        })
+    }
+
+    pub async fn subscribe(&mut self, order: &Order, wanted: Vec<Wanted>) -> Result<Vec<Followed>> {
+        let (keys, subscription) = self.subscription(order, wanted);
+        let views = self.shared.sources.subscribe(subscription).await?;
+        Ok(self.followed(keys, views))
+    }
+
+    /// What to ask the sources for, and under which keys its views will be followed.
+    pub fn subscription(&self, order: &Order, wanted: Vec<Wanted>) -> (Keys, Subscription) {
+        let keys = wanted
             .iter()
             .map(|want| (want.key.clone(), want.pushes))
             .collect();
         let subscription = Subscription {
             volume: self.id.clone(),
             wanted,
-            caller: request.caller.clone(),
+            caller: order.caller.clone(),
             wake: self.wake.clone(),
         };
-        let views = self.shared.sources.subscribe(subscription).await?;
-        Ok(keys
-            .into_iter()
+        (keys, subscription)
+    }
+
+    pub fn followed(&self, keys: Keys, views: Vec<watch::Receiver<SourceView>>) -> Vec<Followed> {
+        let before = self.served.as_ref().map(|served| &served.sources);
+        let delivered = |key: &SourceKey| {
+            let before = before?.iter().find(|source| source.key == *key);
+            before?.delivered.clone()
+        };
+        keys.into_iter()
             .zip(views)
             .map(|((key, pushes), view)| {
                 let before = view.borrow().error.clone();
                 Followed {
+                    delivered: delivered(&key),
                     key,
                     pushes,
                     view,
                     before,
                 }
             })
-            .collect())
+            .collect()
     }
 
-    /// Finishes the publish that is under way, if its sources have answered or its time is up.
+    /// Ends the publish that is under way, if its caller has gone; finishes it, if its sources have answered or its time is up.
     pub async fn progress(&mut self) {
         let now = self.shared.clock.now();
-        let Some(outcome) = self
-            .attempt
-            .as_ref()
-            .and_then(|attempt| attempt.outcome(now))
-        else {
+        let Some(attempt) = &self.attempt else {
             return;
         };
-        let Some(mut attempt) = self.attempt.take() else {
+        let gone = attempt.caller.has_gone();
+        let outcome = match attempt.outcome(now) {
+            None if !gone => return,
+            outcome => outcome,
+        };
+        let Some(attempt) = self.attempt.take() else {
             return;
         };
-        let replies = std::mem::take(&mut attempt.replies);
+        let Some(outcome) = outcome.filter(|_| !gone) else {
+            tracing::debug!(volume_id = %self.id, "a publish was given up by its caller");
+            return self.undo();
+        };
+        let Attempt {
+            order,
+            sources,
+            mount,
+            look,
+            served,
+            caller,
+            ..
+        } = attempt;
+        let (spec, settings) = (order.spec.clone(), order.settings.clone());
+        let (raw, who) = (order.raw.clone(), order.caller.0.clone());
+        let request = look.then(|| order.again(self.id.clone()));
         let result = match outcome {
-            Ok(known) if attempt.mount => self.mount(attempt, known).await,
-            Ok(known) => self.update(attempt, known).await,
+            Ok(known) if mount => self.mount(order, sources, known, look).await,
+            Ok(known) => self.update(order, sources, known).await,
             Err(error) => Err(error),
         };
-        if result.is_err() {
+        if let (Err(error), Some(request)) = (&result, request)
+            && is_taken(error)
+        {
             self.undo();
+            self.wake.ring(); // its sources are known, so nobody else would
+            return self.look_first(request, caller).await;
         }
-        let mut told = false;
-        for reply in replies {
-            told |= reply.send(result.clone()).is_ok();
+        let result = match result {
+            Ok(published) => {
+                self.refusal = None;
+                Ok(published)
+            }
+            Err(error) => {
+                self.undo();
+                self.denied(&who, &error);
+                if !mount && self.stays(&error) {
+                    let asked = raw.map_or_else(|| AskedSpec::Parsed(spec.clone()), AskedSpec::Raw);
+                    self.refuse(asked, settings, Some(spec), error)
+                } else {
+                    Err(error)
+                }
+            }
+        };
+        self.answer(caller, result, served);
+    }
+
+    /// Who hears that a volume is served finds it in the status.
+    fn answer(&mut self, caller: Waiting, result: Result<Published>, served: bool) {
+        if result.is_ok() && self.report.borrow().is_none() {
+            self.tell(self.shared.clock.now());
         }
-        if let (Err(error), false) = (&result, told) {
-            // every caller has gone: else it is theirs to tell
-            tracing::warn!(volume_id = %self.id, code = error.code().name, %error, "a publish failed that nobody waited for");
-        }
+        caller.tell(result, served);
     }
 
     /// Lets go of what a failed publish subscribed to.
@@ -177,47 +341,60 @@ impl Task {
         }
     }
 
-    async fn mount(&mut self, attempt: Attempt, known: Vec<Known>) -> Result<Published> {
-        let Attempt {
-            request, sources, ..
-        } = attempt;
-        let before = self.served.as_ref().map(|served| served.generation.0);
-        let job = Job {
-            spec: request.spec.clone(),
-            known: known.clone(),
-            generation: Generation(before.unwrap_or(0) + 1),
-        };
-        // a new mount never reaches a container that runs already: its pod has to be started again
-        let lost = before.is_some() && matches!(request.caller.0, Identity::Pod(_));
-        let shown = served::mount(&self.shared, &self.id, &request.target, job).await?;
+    async fn mount(
+        &mut self,
+        order: Order,
+        sources: Vec<Followed>,
+        known: Vec<Known>,
+        look: bool,
+    ) -> Result<Published> {
+        let (who, served) = (&order.caller.0, self.served.as_ref());
+        let before = served.map_or(Generation(0), |served| served.generation);
+        let mut job = Job::new(&self.id, who, &order.spec, &sources, &known, before);
+        job.record = self.record(&order);
+        job.look = look;
+        let (target, placing) = (&order.target, &order.placing);
+        let shown = served::mount(&self.shared, &self.id, target, placing, job).await?;
         let keys = sources.iter().map(|source| source.key.clone()).collect();
         self.shared.sources.retain(&self.id, keys);
-        let mut served = Served::new(&request, sources, Generation(0));
-        served.lost = lost;
-        if let Some(before) = self.served.take() {
+        let mut served = Served::new(&order, sources, Generation(0));
+        let before = self.served.take();
+        let anew = before.is_some();
+        if let Some(before) = before {
             served.former = before.former;
             served.former.extend(before.mounted);
         }
         self.served = Some(served);
         self.took(shown, known);
+        if anew {
+            self.lost();
+        }
         self.published()
     }
 
-    async fn update(&mut self, attempt: Attempt, known: Vec<Known>) -> Result<Published> {
-        let Attempt {
-            request, sources, ..
-        } = attempt;
+    async fn update(
+        &mut self,
+        order: Order,
+        sources: Vec<Followed>,
+        known: Vec<Known>,
+    ) -> Result<Published> {
+        let record = self.record(&order);
         let Some(served) = &mut self.served else {
             return Err(Error::new(&codes::BUG).detail("an update of nothing"));
         };
-        let job = Job {
-            spec: request.spec.clone(),
-            known: known.clone(),
-            generation: Generation(served.generation.0 + 1),
-        };
+        let who = &order.caller.0;
+        let mut job = Job::new(
+            &self.id,
+            who,
+            &order.spec,
+            &sources,
+            &known,
+            served.generation,
+        );
+        job.record = record;
         let shown = match served.replace(&self.shared, &self.id, job).await {
             Ok(shown) => shown,
-            Err(error) => {
+            Err(NotShown { error, .. }) => {
                 if error.code() == &codes::MOUNT_GONE {
                     served.failed(self.shared.clock.now(), error.clone());
                 }
@@ -227,8 +404,10 @@ impl Task {
         let keys = sources.iter().map(|source| source.key.clone()).collect();
         self.shared.sources.retain(&self.id, keys);
         let unknown = vec![Known::Unknown; sources.len()];
-        served.spec = request.spec;
-        served.identity = request.caller.0.clone();
+        served.spec = order.spec;
+        served.raw = order.raw;
+        served.identity = order.caller.0.clone();
+        served.settings = order.settings;
         served.sources = sources;
         served.rendered = unknown;
         self.took(shown, known);
@@ -236,15 +415,17 @@ impl Task {
     }
 
     /// Called again with what is served: no fetch, no parse, no unmount.
-    async fn keep(&mut self, request: PublishRequest) -> Result<Published> {
-        self.shared.sources.credentials(&self.id, request.caller);
+    async fn keep(&mut self, caller: Caller) -> Result<Published> {
+        self.shared.sources.credentials(&self.id, caller);
+        self.refusal = None;
         let Some(served) = &mut self.served else {
             return Err(Error::new(&codes::BUG).detail("nothing to keep"));
         };
         if served.mounted.is_none() {
-            let adopted = served::adopt(&self.shared, &self.id, &served.target, &served.spec);
-            let (mounted, usage, sweep_at) = adopted.await?;
-            served.hold(mounted, usage, sweep_at);
+            let (target, placing) = (&served.target, &served.placing);
+            let spec = &served.spec;
+            let adopted = served::adopt(&self.shared, &self.id, target, placing, spec, None);
+            served.hold(adopted.await?);
             served.shows_again();
         } else if served.gone {
             served.shows_again();
@@ -252,27 +433,100 @@ impl Task {
         self.published()
     }
 
+    /// Takes over a mount that a former process left. Where the spec cannot be served it stays as it is.
+    async fn adopt_asked(
+        &mut self,
+        request: PublishRequest,
+        settings: Arc<Settings>,
+    ) -> Result<Published> {
+        let order = self.read(&request, &settings);
+        let spec = order.as_ref().ok().map(|order| order.spec.clone());
+        let adopted = match order {
+            Ok(order) => {
+                let record = self.record(&order);
+                self.adopt(order, record).await
+            }
+            Err(error) => Err(error),
+        };
+        match adopted {
+            Ok(published) => Ok(published),
+            Err(error) if self.held.is_some() && self.stays(&error) => {
+                self.refuse(request.spec, settings, spec, error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Serves a former process's mount as it is; it is completed when the sources are known.
-    async fn adopt(&mut self, request: PublishRequest, wanted: Vec<Wanted>) -> Result<Published> {
-        let adopted = served::adopt(&self.shared, &self.id, &request.target, &request.spec);
-        let (mounted, usage, sweep_at) = adopted.await?;
-        let sources = self.subscribe(&request, wanted).await?;
-        let mut served = Served::new(&request, sources, mounted.generation());
+    pub async fn adopt(&mut self, order: Order, record: Option<VolumeRecord>) -> Result<Published> {
+        let who = &order.caller.0;
+        let wanted = wanted(&self.id, &order.spec, who, &order.settings);
+        let wanted = wanted.inspect_err(|error| self.denied(who, error))?;
+        let (target, placing) = (&order.target, &order.placing);
+        let adopted = served::adopt(&self.shared, &self.id, target, placing, &order.spec, record);
+        let adopted = adopted.await?;
+        self.shared
+            .ledger
+            .adopt(&self.id, Some(who), adopted.bytes());
+        let sources = self.subscribe(&order, wanted).await?;
+        let mut served = Served::new(&order, sources, adopted.mounted.generation());
         served.adopted = true;
-        served.hold(mounted, usage, sweep_at);
-        tracing::info!(volume_id = %self.id, target = %request.target, generation = served.generation.0, "adopted a mount");
+        served.hold(adopted);
+        tracing::info!(volume_id = %self.id, target = %order.target, generation = served.generation.0, "adopted a mount");
         self.served = Some(served);
+        self.held = None;
+        self.refusal = None;
         self.published()
     }
 
-    fn published(&self) -> Result<Published> {
-        let served = self.served.as_ref();
-        served
-            .map(|served| Published {
-                generation: served.generation,
-                files: served.files,
-                adopted: served.adopted,
-            })
-            .ok_or_else(|| Error::new(&codes::BUG).detail("nothing is served"))
+    /// What to keep of an order for the next process; `None` where nothing is kept, or the spec has no text.
+    fn record(&self, order: &Order) -> Option<VolumeRecord> {
+        let spec = order.raw.clone().filter(|_| self.shared.records.are_kept());
+        Some(VolumeRecord {
+            id: self.id.clone(),
+            target: order.target.clone(),
+            who: order.caller.0.clone(),
+            spec: spec?,
+            kind: order.spec.mount,
+            placing: order.placing.clone(),
+        })
     }
+
+    /// Puts a denial on record.
+    fn denied(&self, who: &Identity, error: &Error) {
+        if error.kind() == ErrorKind::PermissionDenied {
+            let _ = self.shared.audit.record(audit::Record {
+                what: audit::What::Deny,
+                volume: self.id.to_string(),
+                who: Some(who.clone()),
+                secret: String::new(),
+                version: None,
+                code: Some(error.code()),
+            }); // an error: refused it is anyway
+        }
+    }
+
+    /// What readers see, as an answer.
+    pub fn published(&self) -> Result<Published> {
+        let nothing = || Error::new(&codes::BUG).detail("nothing is served");
+        let (generation, files, adopted) = match (&self.served, &self.held) {
+            (Some(served), _) => (served.generation, served.files, served.adopted),
+            (None, Some(held)) => (held.generation, None, true),
+            (None, None) => return Err(nothing()),
+        };
+        Ok(Published {
+            generation,
+            files,
+            adopted,
+            refused: None,
+        })
+    }
+}
+
+/// Whether a served volume's other spec is to blame, so that the old one stays and the call is answered with OK: the kubelet
+/// would take any final code for the end of the volume (kubernetes#121271). Not where the mount itself is in doubt.
+fn is_refusal(error: &Error) -> bool {
+    let code = error.code();
+    let doubt = code == &codes::MOUNT_GONE || code == &codes::VOLUME_STOPPED || code == &codes::BUG;
+    !doubt
 }

@@ -13,14 +13,20 @@ use crate::{
     error::{Error, Result, codes},
     limits,
     mount::{MountOptions, Mounted, Mounter, Usage, VolumeId},
+    observe::audit,
     path::TargetPath,
     render::{Generation, Known, Snapshot, render},
     secret::Version,
     source::{SourceKey, SourceView},
     spec::VolumeSpec,
     volume::{
+        AskedSpec, Placing, PublishRequest, Settings,
+        publish::Order,
+        record::VolumeRecord,
+        shortcut::refuse_taken,
         status::{Failure, Report, SourceReport},
-        volumes::{PublishRequest, Shared},
+        volumes::Shared,
+        wanted::wanted,
     },
 };
 
@@ -31,14 +37,23 @@ pub(super) struct Followed {
     pub view: watch::Receiver<SourceView>,
     /// The error that it showed when we came.
     pub before: Option<Arc<Error>>,
+    /// The version whose delivery is on record.
+    pub delivered: Option<Version>,
 }
 
 /// A volume's state while it is served.
 pub(super) struct Served {
     pub spec: Arc<VolumeSpec>,
+    /// As it was written; `None`: it came parsed.
+    pub raw: Option<Arc<str>>,
     pub target: TargetPath,
+    pub placing: Placing,
     pub identity: Identity,
+    /// With which the sources were chosen, or found to be the same.
+    pub settings: Arc<Settings>,
     pub sources: Vec<Followed>,
+    /// Sources with a lease, whose successors are not yet rendered.
+    pub leaving: Vec<SourceKey>,
     /// `None`: a call on it panicked.
     pub mounted: Option<Box<dyn Mounted>>,
     /// Of mounts that went away and were made anew: who had them still reads them. They are wiped with the volume.
@@ -58,7 +73,7 @@ pub(super) struct Served {
     pub sweep_at: Option<Mono>,
     /// The target does not show our mount any more.
     pub gone: bool,
-    /// The mount went away under a running program, which sees no later one.
+    /// A mount was made anew under a running pod, which does not see it.
     pub lost: bool,
     /// Taken over; not every source has been known since.
     pub adopted: bool,
@@ -73,20 +88,99 @@ pub(super) struct Shown {
     pub sweep_at: Option<Mono>,
 }
 
-/// What to render.
+/// What to render and show.
 pub(super) struct Job {
     pub spec: Arc<VolumeSpec>,
     pub known: Vec<Known>,
     pub generation: Generation,
+    /// To be written before it is shown.
+    pub record: Option<VolumeRecord>,
+    /// See first that nothing is mounted at the target.
+    pub look: bool,
+    /// Deliveries that it makes, to be put on record before it is shown.
+    pub deliveries: Vec<audit::Record>,
+}
+
+/// What a job that failed leaves.
+pub(super) struct NotShown {
+    pub error: Error,
+    /// Its deliveries are on record all the same.
+    pub delivered: bool,
+}
+
+impl From<Error> for NotShown {
+    fn from(error: Error) -> Self {
+        let delivered = false;
+        Self { error, delivered }
+    }
 }
 
 impl Job {
+    /// The next set of a volume.
+    pub fn new(
+        id: &VolumeId,
+        who: &Identity,
+        spec: &Arc<VolumeSpec>,
+        sources: &[Followed],
+        known: &[Known],
+        before: Generation,
+    ) -> Self {
+        let deliveries = sources.iter().zip(known).filter_map(|(source, known)| {
+            let version = version(known).filter(|new| source.delivered.as_ref() != Some(new))?;
+            let object = &source.key.object;
+            Some(audit::Record {
+                what: audit::What::Deliver,
+                volume: id.to_string(),
+                who: Some(who.clone()),
+                secret: format!("{}:{}", object.backend, object.path),
+                version: Some(version.as_str().to_owned()),
+                code: None,
+            })
+        });
+        Self {
+            deliveries: deliveries.collect(),
+            spec: spec.clone(),
+            known: known.to_vec(),
+            generation: Generation(before.0 + 1),
+            record: None,
+            look: false,
+        }
+    }
+
     fn snapshot(&self, wall: Wall) -> Result<Snapshot> {
         Ok(Snapshot {
             generation: self.generation,
             made_at: wall,
             versions: self.known.iter().map(version).collect(),
             files: render(&self.spec, &self.known)?,
+        })
+    }
+
+    /// 1. Put the deliveries on record. Where that must not fail and does, nothing is shown.
+    /// 2. Write the volume's record; `show`; and let the record count or not.
+    fn run<T>(
+        &mut self,
+        shared: &Shared,
+        id: &VolumeId,
+        show: impl FnOnce() -> Result<T>,
+    ) -> Result<T, NotShown> {
+        for delivery in self.deliveries.drain(..) {
+            shared.audit.record(delivery)?; // 1
+        }
+        let written = self
+            .record
+            .take()
+            .map(|record| shared.records.write(&record)); // 2
+        let result = show();
+        match (&result, written) {
+            (Ok(_), Some(Ok(()))) => shared.recorded(shared.records.settle(id)),
+            (Ok(_), Some(error)) => shared.recorded(error),
+            (Err(_), Some(_)) => shared.records.withdraw(id),
+            (_, None) => {}
+        }
+        result.map_err(|error| NotShown {
+            error,
+            delivered: true,
         })
     }
 }
@@ -96,15 +190,22 @@ pub(super) async fn mount(
     shared: &Arc<Shared>,
     id: &VolumeId,
     target: &TargetPath,
-    job: Job,
+    placing: &Placing,
+    mut job: Job,
 ) -> Result<Shown> {
     let mounter = shared.mounters.of(job.spec.mount)?.clone();
-    let (options, target) = (options(id, &job.spec), target.clone());
-    let clock = shared.clock.clone();
+    let (options, target) = (options(shared, id, placing, &job.spec), target.clone());
+    let (context, id) = (shared.clone(), id.clone());
     shared
         .blocking(move || {
-            let snapshot = Arc::new(job.snapshot(clock.wall())?);
-            let mounted = mounter.publish(&target, &snapshot, &options)?;
+            if job.look {
+                refuse_taken(&*mounter, &target)?;
+            }
+            let snapshot = Arc::new(job.snapshot(context.clock.wall())?);
+            let show = || mounter.publish(&target, &snapshot, &options);
+            let mounted = job
+                .run(&context, &id, show)
+                .map_err(|failed| failed.error)?;
             Ok(Shown {
                 usage: mounted.usage().ok(),
                 mounted,
@@ -116,32 +217,58 @@ pub(super) async fn mount(
         .await?
 }
 
-/// Takes a former process's mount over.
+/// Takes a former process's mount over, and notes whose it is.
 pub(super) async fn adopt(
     shared: &Arc<Shared>,
     id: &VolumeId,
     target: &TargetPath,
+    placing: &Placing,
     spec: &VolumeSpec,
-) -> Result<(Box<dyn Mounted>, Option<Usage>, Option<Mono>)> {
+    record: Option<VolumeRecord>,
+) -> Result<Adopted> {
     let mounter = shared.mounters.of(spec.mount)?.clone();
-    let (options, target) = (options(id, spec), target.clone());
-    let clock = shared.clock.clone();
+    let (options, target) = (options(shared, id, placing, spec), target.clone());
+    let context = shared.clone();
     shared
         .blocking(move || {
             let mut mounted = mounter.adopt(&target, &options)?;
-            let sweep_at = mounted.sweep(clock.now());
-            let usage = mounted.usage().ok();
-            Ok((mounted, usage, sweep_at))
+            if let Some(record) = record {
+                let written = context.records.write(&record);
+                let settled = written.and_then(|()| context.records.settle(&record.id));
+                context.recorded(settled);
+            }
+            Ok(Adopted {
+                sweep_at: mounted.sweep(context.clock.now()),
+                usage: mounted.usage().ok(),
+                mounted,
+            })
         })
         .await?
 }
 
+/// A mount that was taken over.
+pub(super) struct Adopted {
+    pub mounted: Box<dyn Mounted>,
+    pub usage: Option<Usage>,
+    pub sweep_at: Option<Mono>,
+}
+
+impl Adopted {
+    /// What it may hold.
+    pub fn bytes(&self) -> u64 {
+        self.usage.map_or(0, |usage| usage.bytes_capacity)
+    }
+}
+
 /// What a mount of this spec needs.
-fn options(id: &VolumeId, spec: &VolumeSpec) -> MountOptions {
+fn options(shared: &Shared, id: &VolumeId, placing: &Placing, spec: &VolumeSpec) -> MountOptions {
     MountOptions {
         volume: id.clone(),
         bytes_limit: spec.limits.bytes_per_volume,
         files_limit: spec.limits.files_per_volume,
+        context: placing.context.clone(),
+        make_target: placing.make_target,
+        grant: shared.ledger.grant(id),
     }
 }
 
@@ -171,14 +298,50 @@ impl Served {
         views.collect()
     }
 
+    /// Whether this is what is asked for, from the sources that the configuration names now. What was asked for before is not
+    /// read again.
+    pub fn is(&mut self, id: &VolumeId, request: &PublishRequest, now: &Arc<Settings>) -> bool {
+        self.is_text(&request.spec) && self.identity == request.caller.0 && self.is_current(id, now)
+    }
+
+    /// Whether it is this spec.
+    pub fn is_text(&self, asked: &AskedSpec) -> bool {
+        match (asked, &self.raw) {
+            (AskedSpec::Raw(text), Some(raw)) => text == raw,
+            (AskedSpec::Raw(_), None) => false,
+            (AskedSpec::Parsed(spec), _) => spec.digest == self.spec.digest,
+        }
+    }
+
+    /// Whether its sources are those of these settings. Where they cannot be named any more (a backend has left the
+    /// configuration) what is served stays.
+    fn is_current(&mut self, id: &VolumeId, settings: &Arc<Settings>) -> bool {
+        if Arc::ptr_eq(&self.settings, settings) {
+            return true;
+        }
+        let wanted = wanted(id, &self.spec, &self.identity, settings);
+        let same = wanted.map_or(true, |wanted| {
+            let keys = wanted.iter().map(|want| &want.key);
+            keys.eq(self.sources.iter().map(|source| &source.key))
+        });
+        if same {
+            self.settings = settings.clone();
+        }
+        same
+    }
+
     /// A volume that shows nothing yet.
-    pub fn new(request: &PublishRequest, sources: Vec<Followed>, generation: Generation) -> Self {
+    pub fn new(request: &Order, sources: Vec<Followed>, generation: Generation) -> Self {
         let unknown = vec![Known::Unknown; sources.len()];
         Self {
             spec: request.spec.clone(),
+            raw: request.raw.clone(),
             target: request.target.clone(),
+            placing: request.placing.clone(),
             identity: request.caller.0.clone(),
+            settings: request.settings.clone(),
             sources,
+            leaving: Vec::new(),
             mounted: None,
             former: Vec::new(),
             generation,
@@ -199,15 +362,10 @@ impl Served {
     }
 
     /// Takes the handle (back).
-    pub fn hold(
-        &mut self,
-        mounted: Box<dyn Mounted>,
-        usage: Option<Usage>,
-        sweep_at: Option<Mono>,
-    ) {
-        self.mounted = Some(mounted);
-        self.usage = usage;
-        self.sweep_at = sweep_at;
+    pub fn hold(&mut self, adopted: Adopted) {
+        self.mounted = Some(adopted.mounted);
+        self.usage = adopted.usage;
+        self.sweep_at = adopted.sweep_at;
     }
 
     /// Lets go of all views; nothing more is due. The handle stays, to wipe the files by.
@@ -265,38 +423,66 @@ impl Served {
         &mut self,
         shared: &Arc<Shared>,
         id: &VolumeId,
-        job: Job,
-    ) -> Result<Shown> {
+        mut job: Job,
+    ) -> Result<Shown, NotShown> {
         let mounter: Arc<dyn Mounter> = shared.mounters.of(job.spec.mount)?.clone();
-        let (options, target) = (options(id, &job.spec), self.target.clone());
-        let (clock, held) = (shared.clock.clone(), self.mounted.take());
+        let (options, target) = (
+            options(shared, id, &self.placing, &job.spec),
+            self.target.clone(),
+        );
+        let (context, id, held) = (shared.clone(), id.clone(), self.mounted.take());
         let call = move || {
             let mut mounted = match held {
                 Some(mounted) => mounted, // 1
                 None => mounter
                     .adopt(&target, &options)
-                    .map_err(|error| (None, error))?,
+                    .map_err(|error| (None, error.into()))?,
             };
-            let replaced = job.snapshot(clock.wall()).and_then(|snapshot| {
-                let changed = mounted.replace(&snapshot)?; // 2, 3
-                Ok((changed, snapshot))
-            });
+            let replaced = match job.snapshot(context.clock.wall()) {
+                Ok(snapshot) => job
+                    .run(&context, &id, || mounted.replace(&snapshot)) // 2, 3
+                    .map(|changed| (changed, snapshot)),
+                Err(error) => Err(error.into()),
+            };
             match replaced {
                 Ok((changed, snapshot)) => Ok(Shown {
-                    sweep_at: mounted.sweep(clock.now()), // 4
+                    sweep_at: mounted.sweep(context.clock.now()), // 4
                     usage: mounted.usage().ok(),
                     mounted,
                     snapshot: Arc::new(snapshot),
                     changed,
                 }),
-                Err(error) => Err((Some(mounted), error)),
+                Err(failed) => Err((Some(mounted), failed)),
             }
         };
         match shared.blocking(call).await? {
             Ok(shown) => Ok(shown),
-            Err((mounted, error)) => {
+            Err((mounted, failed)) => {
                 self.mounted = mounted;
-                Err(error)
+                Err(failed)
+            }
+        }
+    }
+
+    /// To render what readers see once more; `None` while that is not known.
+    pub fn again(&self) -> Option<impl FnOnce(Wall) -> Result<Snapshot> + Send + use<>> {
+        let job = Job {
+            spec: self.spec.clone(),
+            known: self.rendered.clone(),
+            generation: self.generation,
+            record: None,
+            look: false,
+            deliveries: Vec::new(),
+        };
+        let made_at = self.changed_at;
+        (!self.adopted).then_some(move |now: Wall| job.snapshot(made_at.unwrap_or(now)))
+    }
+
+    /// These are on record as delivered.
+    pub fn delivered(&mut self, known: &[Known]) {
+        for (source, known) in self.sources.iter_mut().zip(known) {
+            if let Some(version) = version(known) {
+                source.delivered = Some(version);
             }
         }
     }
@@ -324,7 +510,6 @@ impl Served {
         self.retry_at = None;
         if error.code() == &codes::MOUNT_GONE {
             self.gone = true;
-            self.lost = true;
             self.sweep_at = None;
         } else if !error.code().name.starts_with("render.") {
             // a render of the same objects would fail again; a mount may have recovered
@@ -342,13 +527,12 @@ impl Served {
     /// The target shows our mount after all: what was missed is rendered.
     pub fn shows_again(&mut self) {
         self.gone = false;
-        self.lost &= matches!(self.identity, Identity::Pod(_));
         self.failure = None;
         self.tried = vec![Known::Unknown; self.sources.len()];
     }
 
     /// What to tell of it.
-    pub fn report(&self, id: &VolumeId) -> Report {
+    pub fn report(&self, id: &VolumeId, refusal: Option<&Failure>) -> Report {
         Report {
             id: id.clone(),
             owner: self.identity.to_string(),
@@ -356,9 +540,9 @@ impl Served {
             mount: self.spec.mount,
             generation: self.generation,
             changed_at: self.changed_at,
-            lost: self.lost,
+            lost: self.gone || self.lost,
             adopted: self.adopted,
-            failure: self.failure.clone(),
+            failure: self.failure.as_ref().or(refusal).cloned(),
             sources: self
                 .sources
                 .iter()

@@ -143,8 +143,8 @@ fn state(lost: bool, adopted: bool, failure: Option<&Failure>) -> VolumeState {
     let kind = failure.error.kind();
     match kind {
         _ if lost => VolumeState::Lost,
-        _ if adopted => VolumeState::Adopted,
         _ if failure.error.code() == &codes::IDENTITY_TOKEN_STALE => VolumeState::WaitingForToken,
+        _ if adopted => VolumeState::Adopted,
         ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => VolumeState::Denied,
         ErrorKind::InvalidSpec
         | ErrorKind::Conflict
@@ -205,6 +205,12 @@ mod tests {
                 V::WaitingForToken,
             ),
             (false, true, Some(&codes::BACKEND_UNAVAILABLE), V::Adopted),
+            (
+                false,
+                true,
+                Some(&codes::IDENTITY_TOKEN_STALE),
+                V::WaitingForToken,
+            ),
             (true, true, Some(&codes::MOUNT_GONE), V::Lost),
         ] {
             let views = [view(Known::Unknown, error, 5)];

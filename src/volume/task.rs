@@ -5,36 +5,54 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
+    caller::Identity,
     clock::{Alarm, Mono},
-    error::{Code, Error, codes},
+    error::{Code, Error, Result, codes},
     limits,
     mount::VolumeId,
-    render::{Generation, Known, Snapshot},
+    render::{Known, Snapshot},
+    source::bell::Bell,
     volume::{
         attempt::Attempt,
         complaint::Complaint,
-        served::{Job, Served, Shown, same},
+        read::Refusal,
+        restore::Held,
+        served::{Adopted, Job, NotShown, Served, Shown, same},
         status::{Report, trouble},
-        volumes::{Command, Reply, Shared},
+        volumes::{Command, Reply, Settings, Shared},
     },
 };
 
+/// The settings, of which the present ones are known.
+fn seen(shared: &Shared) -> watch::Receiver<Arc<Settings>> {
+    let mut settings = shared.settings.clone();
+    settings.borrow_and_update();
+    settings
+}
+
 pub(super) struct Task {
     pub shared: Arc<Shared>,
+    /// What is new there has not been followed yet.
+    pub settings: watch::Receiver<Arc<Settings>>,
     pub id: VolumeId,
     /// Rung by the sources.
-    pub wake: Arc<Notify>,
+    pub wake: Arc<Bell>,
     pub alarm: Alarm,
     pub served: Option<Served>,
+    /// A former process's mount that cannot be served, but is there. Never beside `served`.
+    pub held: Option<Held>,
     pub attempt: Option<Attempt>,
+    /// Another spec than the one that is served, which cannot be.
+    pub refusal: Option<Refusal>,
     /// An unpublish could not be finished.
     pub closing: bool,
     pub refreshing: Vec<Refreshing>,
     pub report: watch::Sender<Option<Arc<Report>>>,
-    pub follow: watch::Sender<Option<Arc<Snapshot>>>,
+    /// `None`: nobody follows, and no snapshot is kept.
+    pub follow: Option<watch::Sender<Option<Arc<Snapshot>>>>,
     pub complaint: Complaint,
     /// The failure that was counted last.
     pub complained: Option<Arc<Error>>,
@@ -51,44 +69,64 @@ impl Task {
         shared: Arc<Shared>,
         id: VolumeId,
         report: watch::Sender<Option<Arc<Report>>>,
-        follow: watch::Sender<Option<Arc<Snapshot>>>,
     ) -> Self {
         Self {
             alarm: Alarm::new(shared.clock.clone()),
+            settings: seen(&shared),
             shared,
             id,
-            wake: Arc::new(Notify::new()),
+            wake: Arc::default(),
             served: None,
+            held: None,
             attempt: None,
+            refusal: None,
             closing: false,
             refreshing: Vec::new(),
             report,
-            follow,
+            follow: None,
             complaint: Complaint::default(),
             complained: None,
         }
     }
 
+    /// Whose volume it is, if that is known.
+    pub fn owner(&self) -> Option<&Identity> {
+        match (&self.served, &self.held) {
+            (Some(served), _) => Some(&served.identity),
+            (None, Some(held)) => held.owner.as_ref(),
+            (None, None) => None,
+        }
+    }
+
     /// Ends when it serves nothing and nobody wants anything, or when it is drained.
-    pub async fn run(mut self, mailbox: &mut mpsc::Receiver<Command>) {
+    ///
+    /// What a command and a step need while they run is boxed, so that a volume at rest does not keep the room for it; so is each
+    /// command in the mailbox.
+    pub async fn run(mut self, mailbox: &mut mpsc::Receiver<Box<Command>>) {
         loop {
             self.alarm.set(self.next_moment());
             tokio::select! {
                 biased;
-                command = mailbox.recv() => match command {
+                // first: a republish is to find the volume settled; a publish that waits ends by what it began with
+                Ok(()) = self.settings.changed(), if self.attempt.is_none() => Box::pin(self.resettle()).await,
+                command = mailbox.recv() => match command.map(|command| *command) {
                     Some(Command::Drain(reply)) => {
                         self.drain();
                         let _ = reply.send(());
                         return;
                     }
-                    Some(command) => self.command(command).await,
+                    Some(command) => Box::pin(self.command(command)).await,
                     None => return self.drain(),
                 },
-                () = self.wake.notified() => {}
+                () = Attempt::abandoned(self.attempt.as_mut()) => {}
+                () = self.wake.rung() => {}
                 () = self.alarm.ring() => {}
             }
-            self.step().await;
-            let idle = self.served.is_none() && self.attempt.is_none();
+            Box::pin(self.step()).await;
+            let idle = self.served.is_none() && self.held.is_none() && self.attempt.is_none();
+            if idle {
+                self.shared.ledger.release(&self.id);
+            }
             if idle && self.shared.leave(&self.id, mailbox) {
                 return;
             }
@@ -97,12 +135,21 @@ impl Task {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Publish(request, reply) => self.publish(request, reply).await,
+            Command::Publish(request, caller) => self.publish(request, caller).await,
             Command::Refresh(reply) => self.refresh(reply).await,
+            Command::Follow(reply) => {
+                let follow = self.follow().await;
+                let _ = reply.send(follow);
+            }
+            Command::Restore(found, reply) => {
+                let restored = self.restore(*found).await;
+                let _ = reply.send(restored);
+            }
             Command::Unpublish {
                 target,
                 remove_target,
                 reply,
+                flight: _flight,
             } => {
                 let result = self.unpublish(target, remove_target).await;
                 let _ = reply.send(result);
@@ -114,23 +161,22 @@ impl Task {
     /// Everything that is due:
     ///
     /// 1. finish a publish whose sources have answered,
-    /// 2. look whether the mount is still there,
-    /// 3. show what changed,
+    /// 2. show what changed,
+    /// 3. where nothing was shown, look whether the mount is still there,
     /// 4. sweep,
     /// 5. answer those who wait for a refresh,
     /// 6. tell.
     async fn step(&mut self) {
+        self.wake.listen(true);
         self.progress().await; // 1
-        if self.is_to_look() {
-            self.look().await; // 2
-        }
         let now = self.shared.clock.now();
-        if self
-            .served
-            .as_mut()
-            .is_some_and(|served| served.is_due(now))
-        {
-            self.rotate().await; // 3
+        let is_to_look = self.is_to_look();
+        let has_shown = self.is_due(now) && self.rotate().await; // 2
+        if is_to_look && !has_shown {
+            self.look().await; // 3
+            if self.is_due(now) {
+                self.rotate().await; // what was missed while the mount was gone
+            }
         }
         if let Some(served) = &mut self.served
             && served.sweep_at.is_some_and(|at| at <= now)
@@ -139,6 +185,16 @@ impl Task {
         }
         self.answer_refreshes(now); // 5
         self.tell(now); // 6
+        self.wake.listen(self.is_waiting());
+    }
+
+    /// Whether it matters that a store is asked or has answered, though nothing is new: a publish, a refresh or a render waits
+    /// for it, or it is time to look after a local mount. A pod's mount is looked at by each republish.
+    fn is_waiting(&self) -> bool {
+        let of_served = self.served.as_ref().is_some_and(|served| {
+            served.changed_since.is_some() || matches!(served.identity, Identity::Local { .. })
+        });
+        of_served || self.attempt.is_some() || !self.refreshing.is_empty()
     }
 
     fn next_moment(&self) -> Option<Mono> {
@@ -148,20 +204,32 @@ impl Task {
         [served, attempt, refresh].into_iter().flatten().min()
     }
 
-    async fn rotate(&mut self) {
+    fn is_due(&mut self, now: Mono) -> bool {
+        let served = self.served.as_mut();
+        served.is_some_and(|served| served.is_due(now))
+    }
+
+    /// Whether readers see what is known now.
+    async fn rotate(&mut self) -> bool {
         let Some(served) = &mut self.served else {
-            return;
+            return false;
         };
         let known = served.known();
-        let job = Job {
-            spec: served.spec.clone(),
-            known: known.clone(),
-            generation: Generation(served.generation.0 + 1),
-        };
+        let (who, spec, before) = (&served.identity, &served.spec, served.generation);
+        let job = Job::new(&self.id, who, spec, &served.sources, &known, before);
         served.tried.clone_from(&known);
         match served.replace(&self.shared, &self.id, job).await {
-            Ok(shown) => self.took(shown, known),
-            Err(error) => served.failed(self.shared.clock.now(), error),
+            Ok(shown) => {
+                self.took(shown, known);
+                true
+            }
+            Err(NotShown { error, delivered }) => {
+                if delivered {
+                    served.delivered(&known);
+                }
+                served.failed(self.shared.clock.now(), error);
+                false
+            }
         }
     }
 
@@ -177,7 +245,12 @@ impl Task {
             usage,
             sweep_at,
         } = shown;
-        served.hold(mounted, usage, sweep_at);
+        served.hold(Adopted {
+            mounted,
+            usage,
+            sweep_at,
+        });
+        served.delivered(&known);
         served.files = Some(snapshot.files.len());
         if changed {
             served.generation = snapshot.generation;
@@ -199,9 +272,33 @@ impl Task {
         served.retry_at = None;
         served.failure = None;
         served.failures = 0;
-        if changed || self.follow.borrow().is_none() {
-            self.follow.send_replace(Some(snapshot));
+        self.follow.take_if(|follow| follow.receiver_count() == 0);
+        if let Some(follow) = &self.follow
+            && (changed || follow.borrow().is_none())
+        {
+            follow.send_replace(Some(snapshot));
         }
+        self.let_go();
+    }
+
+    /// Somebody wants all snapshots from now on. While nobody did none was kept: what readers see is rendered once more.
+    async fn follow(&mut self) -> Result<watch::Receiver<Option<Arc<Snapshot>>>> {
+        let Some(served) = self.served.as_ref().filter(|_| !self.closing) else {
+            return Err(Error::new(&codes::VOLUME_UNKNOWN).object(&self.id));
+        };
+        if let Some(follow) = &self.follow {
+            return Ok(follow.subscribe());
+        }
+        let snapshot = match served.again() {
+            Some(again) => {
+                let now = self.shared.clock.wall();
+                Some(Arc::new(self.shared.blocking(move || again(now)).await??))
+            }
+            None => None,
+        };
+        let (follow, follower) = watch::channel(snapshot);
+        self.follow = Some(follow);
+        Ok(follower)
     }
 
     // --- refresh
@@ -227,7 +324,8 @@ impl Task {
         };
         let views = served.views();
         let settled = served.changed_since.is_none() && views.iter().all(|view| !view.in_flight);
-        let failure = trouble(served.failure.as_ref(), &views);
+        let refusal = self.refusal.as_ref().map(|refusal| &refusal.failure);
+        let failure = trouble(served.failure.as_ref().or(refusal), &views);
         for waiting in std::mem::take(&mut self.refreshing) {
             if settled {
                 let result = failure
@@ -253,14 +351,13 @@ impl Task {
         }
         self.end_waiting(&codes::VOLUME_STOPPED);
         self.served = None;
+        self.held = None;
     }
 
     pub fn end_waiting(&mut self, code: &'static Code) {
         let error = || Error::new(code).object(&self.id);
         if let Some(attempt) = self.attempt.take() {
-            for reply in attempt.replies {
-                let _ = reply.send(Err(error()));
-            }
+            attempt.caller.tell(Err(error()), attempt.served);
         }
         for waiting in self.refreshing.drain(..) {
             let _ = waiting.reply.send(Err(error()));
@@ -269,8 +366,13 @@ impl Task {
 
     // --- tell
 
-    fn tell(&mut self, now: Mono) {
+    pub fn tell(&mut self, now: Mono) {
+        let refusal = self.refusal.as_ref().map(|refusal| &refusal.failure);
         let Some(served) = &self.served else {
+            if let Some(held) = &self.held {
+                let report = held.report(&self.id, refusal);
+                self.report.send_replace(Some(Arc::new(report)));
+            }
             return;
         };
         let views = served.views();
@@ -294,6 +396,6 @@ impl Task {
             }
         }
         self.report
-            .send_replace(Some(Arc::new(served.report(&self.id))));
+            .send_replace(Some(Arc::new(served.report(&self.id, refusal))));
     }
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::{
     error::{Error, Result, codes},
     mount::{Mounter, VolumeId},
+    observe::audit,
     path::TargetPath,
     spec::MountKind,
     volume::{
-        decide::{Call, Decision, Phase, Seen, decide},
+        decide::{Call, Decision, Remembered, Seen, decide},
         task::Task,
     },
 };
@@ -19,7 +20,7 @@ impl Task {
     /// 2. Let go of the sources: their leases are revoked while we go on.
     /// 3. Overwrite and remove the files by the handle that is held: it leads to them whatever stands at the target.
     /// 4. Take down what is ours, at the target that is served and at the one that is named.
-    /// 5. And wherever else the kernel shows the volume: a parent of the target may have been renamed.
+    /// 5. And wherever else the kernel shows the volume: a parent of the target may have been renamed. Its record goes.
     /// 6. Forget the volume; or, if anything failed, stay until it succeeds.
     pub async fn unpublish(&mut self, named: Option<TargetPath>, remove: bool) -> Result<()> {
         self.end_waiting(&codes::VOLUME_CLOSED); // 1
@@ -30,8 +31,12 @@ impl Task {
         let mut targets: Vec<TargetPath> = named.into_iter().collect();
         if let Some(served) = &mut self.served {
             served.close();
-            if !targets.contains(&served.target) {
-                targets.push(served.target.clone());
+        }
+        let served = self.served.as_ref().map(|served| &served.target);
+        let held = self.held.as_ref().map(|held| &held.target);
+        for target in served.into_iter().chain(held) {
+            if !targets.contains(target) {
+                targets.push(target.clone());
             }
         }
         self.shared.sources.unsubscribe(&self.id); // 2
@@ -44,11 +49,29 @@ impl Task {
             }
             return Err(error);
         }
-        self.closing = false; // 6
-        self.served = None;
-        self.report.send_replace(None);
-        self.follow.send_replace(None);
+        self.forget(); // 6
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        if self.served.is_some() || self.held.is_some() {
+            let _ = self.shared.audit.record(audit::Record {
+                what: audit::What::Remove,
+                volume: self.id.to_string(),
+                who: self.owner().cloned(),
+                secret: String::new(),
+                version: None,
+                code: None,
+            }); // an error: gone it is all the same
+        }
+        self.closing = false;
+        self.served = None;
+        self.held = None;
+        self.refusal = None;
+        self.report.send_replace(None);
+        if let Some(follow) = self.follow.take() {
+            follow.send_replace(None);
+        }
     }
 
     async fn take_all_down(
@@ -62,8 +85,15 @@ impl Task {
             self.take_down(kind, target, remove).await?; // 4
         }
         let (mounter, id) = (self.shared.mounters.of(kind)?.clone(), self.id.clone());
-        let left = move || take_rest_down(&*mounter, &id);
-        let left = self.shared.blocking(left).await??; // 5
+        let shared = self.shared.clone();
+        let call = move || {
+            let left = take_rest_down(&*mounter, &id); // 5
+            if left.as_ref().is_ok_and(Vec::is_empty) {
+                shared.recorded(shared.records.remove(&id));
+            }
+            left
+        };
+        let left = self.shared.blocking(call).await??;
         match (left.first(), &wiped) {
             (None, _) => wiped.map(|_| ()),
             (Some(place), Ok(true)) => Err(below(place, "our mount, emptied, lies below it")),
@@ -73,21 +103,26 @@ impl Task {
 
     /// Whether there was anything to wipe by. A handle is kept until all is done.
     async fn wipe(&mut self) -> Result<bool> {
-        let Some(served) = &mut self.served else {
+        let mut held = Vec::new();
+        if let Some(served) = &mut self.served {
+            held.append(&mut served.former);
+            held.extend(served.mounted.take());
+        }
+        held.extend(self.held.as_mut().and_then(|held| held.mounted.take()));
+        if held.is_empty() {
             return Ok(false);
-        };
-        let mut held = std::mem::take(&mut served.former);
-        held.extend(served.mounted.take());
+        }
         let call = move || {
             let results: Vec<_> = held.iter_mut().map(|mounted| mounted.wipe()).collect();
             (results, held)
         };
-        let (results, held) = self.shared.blocking(call).await?;
-        if let Some(served) = &mut self.served {
-            served.former = held;
+        let (results, mut held) = self.shared.blocking(call).await?;
+        match (&mut self.served, &mut self.held) {
+            (Some(served), _) => served.former = held,
+            (None, Some(former)) => former.mounted = held.pop(),
+            (None, None) => {}
         }
-        let any = !results.is_empty();
-        results.into_iter().collect::<Result<()>>().map(|()| any)
+        results.into_iter().collect::<Result<()>>().map(|()| true)
     }
 
     async fn take_down(
@@ -97,7 +132,7 @@ impl Task {
         remove: bool,
     ) -> Result<()> {
         let seen = self.probe(kind, target).await?;
-        if decide(Call::Unpublish, Phase::Serving, None, seen) != Decision::Unmount {
+        if decide(Call::Unpublish, self.phase(), Remembered::Nothing, seen) != Decision::Unmount {
             return Ok(());
         }
         let mounter = self.shared.mounters.of(kind)?.clone();

@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::{
@@ -21,29 +22,62 @@ use crate::{
     backend::registry::Registry,
     caller::Caller,
     clock::Clock,
+    config::NodeLimits,
     error::{Error, Result, codes},
     limits,
     mount::{Mounter, VolumeId},
+    observe::{audit::Audit, events::Events},
     path::TargetPath,
+    policy::Policy,
     render::{Generation, Snapshot},
     source::{
+        caught,
         pool::{Pool, Rules},
-        runner::{Sources, caught},
+        runner::Sources,
     },
-    spec::{MountKind, VolumeSpec},
-    volume::{VolumeStatus, status::Report, task::Task},
+    spec::{MountKind, VolumeLimits, VolumeSpec},
+    volume::{
+        VolumeStatus,
+        attempt::{Flight, Waiting},
+        complaint::Complaint,
+        ledger::Ledger,
+        record::Records,
+        restore::{Found, Outcome},
+        specs::Specs,
+        status::Report,
+        task::Task,
+    },
 };
 
 /// What volumes stand on.
 pub struct Parts {
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// The backends, as the configuration has them now. A source keeps the backend that it began with.
-    pub registry: watch::Receiver<Arc<Registry>>,
+    /// What the configuration says now. A source keeps the backend that it began with.
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Who mounts.
     pub mounters: Mounters,
     /// When sources are asked.
     pub rules: Rules,
+    /// What survives our death.
+    pub records: Records,
+    /// How a pod's author is told.
+    pub events: Events,
+    /// Where deliveries, denials and removals are recorded.
+    pub audit: Audit,
+}
+
+/// What the node's configuration says of volumes. Replaced as a whole when the file changes.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// The backends.
+    pub registry: Registry,
+    /// Who may read what of a backend that asks as the node.
+    pub policy: Policy,
+    /// Limits of each volume.
+    pub volume_limits: VolumeLimits,
+    /// Limits of pods, namespaces and the node.
+    pub node_limits: NodeLimits,
 }
 
 /// One mounter for each kind of mount.
@@ -73,13 +107,52 @@ pub struct PublishRequest {
     /// Where.
     pub target: TargetPath,
     /// What.
-    pub spec: Arc<VolumeSpec>,
+    pub spec: AskedSpec,
     /// For whom. The proof is handed to the sources and not kept here.
     pub caller: Caller,
+    /// How its mount is to be.
+    pub placing: Placing,
+}
+
+/// A spec as it was asked for.
+#[derive(Clone, Debug)]
+pub enum AskedSpec {
+    /// As it was written: parsed only when it is not what is served already.
+    Raw(Arc<str>),
+    /// Parsed by whoever asks.
+    Parsed(Arc<VolumeSpec>),
+}
+
+/// How a volume's mount is to be. Another one is another capability in CSI's sense.
+#[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placing {
+    /// SELinux context of all files (`context="..."` of the mount flags).
+    pub context: Option<String>,
+    /// The pod's fsGroup: group of files whose spec names none.
+    pub group: Option<u32>,
+    /// The target is made by the publish and removed by the unpublish, as CSI wants it.
+    pub make_target: bool,
+}
+
+/// A publish that was refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: Error,
+    /// Whether the volume had a mount of ours when it was asked for: then the answer must not be final for the kubelet, but where
+    /// the call itself is wrong.
+    pub served: bool,
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
 }
 
 /// It is served.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Published {
     /// What readers see.
     pub generation: Generation,
@@ -87,42 +160,59 @@ pub struct Published {
     pub files: Option<usize>,
     /// Whether it was taken over as a former process left it.
     pub adopted: bool,
+    /// Why the spec that is asked for is not the one that is served: it is invalid, or its sources or its render fail. The one before
+    /// stays. The pod's author has been told.
+    pub refused: Option<Error>,
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 pub(super) enum Command {
-    Publish(PublishRequest, Reply<Published>),
+    Publish(PublishRequest, Waiting),
     Refresh(Reply<()>),
     Unpublish {
         target: Option<TargetPath>,
         remove_target: bool,
         reply: Reply<()>,
+        flight: Flight,
     },
+    Follow(Reply<watch::Receiver<Option<Arc<Snapshot>>>>),
+    Restore(Box<Found>, oneshot::Sender<Outcome>),
     /// End, and leave the mount as it is.
     Drain(oneshot::Sender<()>),
 }
 
 /// The way to one volume's task.
 struct VolumeHandle {
-    mailbox: mpsc::Sender<Command>,
+    mailbox: mpsc::Sender<Box<Command>>,
     report: watch::Receiver<Option<Arc<Report>>>,
-    follow: watch::Receiver<Option<Arc<Snapshot>>>,
 }
 
 #[derive(Default)]
 struct Map {
     volumes: BTreeMap<VolumeId, VolumeHandle>,
+    /// No publish is taken any more.
+    doors_closed: bool,
+    /// Nothing is.
     stopping: bool,
 }
 
 /// What all tasks share.
 pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
-    pub registry: watch::Receiver<Arc<Registry>>,
+    pub settings: watch::Receiver<Arc<Settings>>,
     pub mounters: Mounters,
+    pub records: Records,
+    pub events: Events,
+    pub audit: Audit,
     pub sources: Sources,
     pub panics: Arc<AtomicU64>,
+    pub specs: Specs,
+    /// Calls under way.
+    flights: watch::Sender<usize>,
+    /// About records that cannot be written.
+    complaint: Mutex<Complaint>,
+    pub ledger: Ledger,
     map: Mutex<Map>,
 }
 
@@ -132,13 +222,27 @@ impl Shared {
     }
 
     /// Takes the task out of the map, unless a command came in the meantime. After `true` none will come.
-    pub fn leave(&self, id: &VolumeId, mailbox: &mpsc::Receiver<Command>) -> bool {
+    pub fn leave(&self, id: &VolumeId, mailbox: &mpsc::Receiver<Box<Command>>) -> bool {
         let mut map = self.map();
         if !mailbox.is_empty() {
             return false;
         }
         map.volumes.remove(id);
         true
+    }
+
+    /// What came of writing or removing a record. It fails nothing: a restart will adopt the mount without.
+    pub fn recorded(&self, result: Result<()>) {
+        let mut complaint = self
+            .complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Err(error) = result else {
+            return;
+        };
+        if let Some(times) = complaint.failed(self.clock.now(), error.code()) {
+            tracing::warn!(code = error.code().name, %error, times, "a volume's record cannot be kept");
+        }
     }
 
     /// Runs `call` on a blocking thread. A panic in it is counted and becomes an error.
@@ -164,19 +268,29 @@ impl Volumes {
     pub fn start(parts: Parts) -> Self {
         let Parts {
             clock,
-            registry,
+            settings,
             mounters,
             rules,
+            records,
+            events,
+            audit,
         } = parts;
         let panics = Arc::new(AtomicU64::new(0));
         let sources = Sources::start(clock.clone(), Pool::new(rules), panics.clone());
         Self {
             shared: Arc::new(Shared {
                 clock,
-                registry,
+                ledger: Ledger::new(settings.clone()),
+                settings,
                 mounters,
+                records,
+                events,
+                audit,
                 sources,
                 panics,
+                specs: Specs::default(),
+                flights: watch::Sender::new(0),
+                complaint: Mutex::default(),
                 map: Mutex::default(),
             }),
         }
@@ -184,18 +298,32 @@ impl Volumes {
 
     /// Serves a volume, or sees to it that it is served: `decide` has the table.
     ///
-    /// The first time it waits until every source is known, and fails with the first error; then nothing is left behind. A
-    /// mount that a former process left is taken over as it is, without waiting. Called again with the same spec it hands over
-    /// the credentials and looks at the mount; with another spec it waits for what is new and replaces the files, or leaves
-    /// them as they are if it fails.
+    /// The first time it waits until every source is known, and fails with the first error; then nothing is left behind. Whoever
+    /// drops the call before its mount is attached ends it; after that the volume stays, complete. A mount that a former process
+    /// left is taken over as it is, without waiting. Called again with the same text it hands over the credentials and looks at
+    /// the mount: nothing is read or fetched. With another text it waits for what is new and replaces the files; where that
+    /// fails they stay as they are, and [`Published::refused`] says why.
     ///
     /// # Errors
-    /// Those of the spec's backends, of the render and of the mount; `mount.foreign`, `mount.held`, `mount.busy`,
-    /// `volume.closed`, `volume.stopped`.
-    pub async fn publish(&self, request: PublishRequest) -> Result<Published> {
+    /// Those of the spec's backends, of the render and of the mount; `mount.foreign`, `mount.held`, `volume.elsewhere`,
+    /// `mount.busy`, `volume.closed`, `volume.stopped`.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Published, Refused> {
         let id = request.id.clone();
-        self.ask(&id, true, |reply| Command::Publish(request, reply))
-            .await
+        let (caller, answer) = Waiting::new(Flight::new(&self.shared.flights));
+        let served = self.is_served(&id);
+        match self.send(&id, true, Command::Publish(request, caller)) {
+            Ok(()) => answer.await.unwrap_or_else(|_| {
+                let error = panicked();
+                Err(Refused { error, served })
+            }),
+            Err(error) => Err(Refused { error, served }),
+        }
+    }
+
+    fn is_served(&self, id: &VolumeId) -> bool {
+        let map = self.shared.map();
+        let handle = map.volumes.get(id);
+        handle.is_some_and(|handle| handle.report.borrow().is_some())
     }
 
     /// Asks all of a volume's sources now. Returns when they have answered and readers see what came.
@@ -211,7 +339,11 @@ impl Volumes {
         let ids: Vec<VolumeId> = self.shared.map().volumes.keys().cloned().collect();
         let asked: Vec<_> = ids
             .into_iter()
-            .map(|id| (self.send(&id, false, Command::Refresh), id))
+            .map(|id| {
+                let (reply, answer) = oneshot::channel();
+                let sent = self.send(&id, false, Command::Refresh(reply));
+                (sent.map(|()| answer), id)
+            })
             .collect();
         let mut answers = Vec::with_capacity(asked.len());
         for (sent, id) in asked {
@@ -236,10 +368,12 @@ impl Volumes {
         if !known {
             return Ok(());
         }
+        let flight = Flight::new(&self.shared.flights);
         self.ask(id, true, |reply| Command::Unpublish {
             target,
             remove_target,
             reply,
+            flight,
         })
         .await
     }
@@ -262,21 +396,45 @@ impl Volumes {
             .collect()
     }
 
-    /// A volume's snapshots from now on; `None` until there is one. A snapshot of an unchanged generation may come again.
+    /// How one volume is. Asks no task.
+    pub fn one(&self, id: &VolumeId) -> Option<VolumeStatus> {
+        let report = self.shared.map().volumes.get(id)?.report.borrow().clone();
+        Some(report?.at(self.shared.clock.now(), self.shared.clock.wall()))
+    }
+
+    /// A volume's snapshots, the one that readers see now and those that follow; `None` while that is not known. A snapshot of
+    /// an unchanged generation may come again. As long as somebody follows, the newest is kept in memory.
     ///
     /// # Errors
     /// `volume.unknown`.
-    pub fn follow(&self, id: &VolumeId) -> Result<watch::Receiver<Option<Arc<Snapshot>>>> {
-        let map = self.shared.map();
-        map.volumes
-            .get(id)
-            .map(|handle| handle.follow.clone())
-            .ok_or_else(|| Error::new(&codes::VOLUME_UNKNOWN).object(id))
+    pub async fn follow(&self, id: &VolumeId) -> Result<watch::Receiver<Option<Arc<Snapshot>>>> {
+        self.ask(id, false, Command::Follow).await
+    }
+
+    /// Whether a volume is served, or about to be.
+    pub fn knows(&self, id: &VolumeId) -> bool {
+        self.shared.map().volumes.contains_key(id)
     }
 
     /// How many panics were caught: in volumes' tasks, backends and mounts.
     pub fn panics(&self) -> u64 {
         self.shared.panics.load(Ordering::Relaxed)
+    }
+
+    /// From now on no publish is taken (`volume.stopped`); all else goes on.
+    pub fn close_doors(&self) {
+        self.shared.map().doors_closed = true;
+    }
+
+    /// Waits until no publish and no unpublish is under way, `within` at the longest. Whether that is so.
+    pub async fn drained(&self, within: Duration) -> bool {
+        let mut flights = self.shared.flights.subscribe();
+        let until = self.shared.clock.now().after(within);
+        tokio::select! {
+            biased;
+            ended = flights.wait_for(|flights| *flights == 0) => ended.is_ok(),
+            () = self.shared.clock.sleep_until(until) => false,
+        }
     }
 
     /// Ends all tasks and requests. Mounts stay, with their files, for the next process; unpublish first what should go.
@@ -288,7 +446,12 @@ impl Volumes {
         };
         for handle in volumes.into_values() {
             let (reply, drained) = oneshot::channel();
-            if handle.mailbox.send(Command::Drain(reply)).await.is_ok() {
+            if handle
+                .mailbox
+                .send(Box::new(Command::Drain(reply)))
+                .await
+                .is_ok()
+            {
                 let _ = drained.await; // an error: it has just ended by itself
             }
         }
@@ -301,19 +464,16 @@ impl Volumes {
         create: bool,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T> {
-        answer(self.send(id, create, command)).await
+        let (reply, waiting) = oneshot::channel();
+        let sent = self.send(id, create, command(reply));
+        answer(sent.map(|()| waiting)).await
     }
 
     /// Never waits: so a caller that goes away has sent a command or has not, and nothing is between.
-    fn send<T>(
-        &self,
-        id: &VolumeId,
-        create: bool,
-        command: impl FnOnce(Reply<T>) -> Command,
-    ) -> Result<oneshot::Receiver<Result<T>>> {
-        let (reply, answer) = oneshot::channel();
+    pub(super) fn send(&self, id: &VolumeId, create: bool, command: Command) -> Result<()> {
         let mut map = self.shared.map();
-        if map.stopping {
+        let is_publish = matches!(command, Command::Publish(..));
+        if map.stopping || (map.doors_closed && is_publish) {
             return Err(Error::new(&codes::VOLUME_STOPPED).object(id));
         }
         if !create && !map.volumes.contains_key(id) {
@@ -323,28 +483,38 @@ impl Volumes {
             .volumes
             .entry(id.clone())
             .or_insert_with(|| spawn(self.shared.clone(), id.clone()));
-        match handle.mailbox.try_send(command(reply)) {
-            Ok(()) => Ok(answer),
-            Err(TrySendError::Full(_)) => Err(Error::new(&codes::MOUNT_BUSY).object(id)),
-            Err(TrySendError::Closed(_)) => Err(Error::new(&codes::VOLUME_STOPPED).object(id)),
-        }
+        handle
+            .mailbox
+            .try_send(Box::new(command))
+            .map_err(|refused| {
+                let code = match refused {
+                    TrySendError::Full(_) => &codes::MOUNT_BUSY,
+                    TrySendError::Closed(_) => &codes::VOLUME_STOPPED,
+                };
+                Error::new(code).object(id)
+            })
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 }
 
 async fn answer<T>(sent: Result<oneshot::Receiver<Result<T>>>) -> Result<T> {
-    let gone = |_| Error::new(&codes::BUG).detail("the volume's task panicked");
-    sent?.await.unwrap_or_else(|error| Err(gone(error)))
+    sent?.await.unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> Error {
+    Error::new(&codes::BUG).detail("the volume's task panicked")
 }
 
 fn spawn(shared: Arc<Shared>, id: VolumeId) -> VolumeHandle {
     let (mailbox, commands) = mpsc::channel(limits::MAILBOX);
     let (report, reports) = watch::channel(None);
-    let (follow, followers) = watch::channel(None);
-    tokio::spawn(own(shared, id, commands, report, follow));
+    tokio::spawn(own(shared, id, commands, report));
     VolumeHandle {
         mailbox,
         report: reports,
-        follow: followers,
     }
 }
 
@@ -353,12 +523,11 @@ fn spawn(shared: Arc<Shared>, id: VolumeId) -> VolumeHandle {
 async fn own(
     shared: Arc<Shared>,
     id: VolumeId,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<Box<Command>>,
     report: watch::Sender<Option<Arc<Report>>>,
-    follow: watch::Sender<Option<Arc<Snapshot>>>,
 ) {
     loop {
-        let task = Task::new(shared.clone(), id.clone(), report.clone(), follow.clone());
+        let task = Task::new(shared.clone(), id.clone(), report.clone());
         if caught(task.run(&mut commands)).await.is_some() {
             return;
         }
@@ -366,7 +535,6 @@ async fn own(
         tracing::error!(volume_id = %id, "the task of a volume panicked");
         shared.sources.unsubscribe(&id);
         report.send_replace(None);
-        follow.send_replace(None);
         if shared.leave(&id, &commands) {
             return;
         }

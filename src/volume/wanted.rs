@@ -1,12 +1,12 @@
 //! Which sources a spec's objects are, for one caller. Pure.
 
 use crate::{
-    backend::registry::Registry,
     caller::{Identity, Principal},
     error::{Error, Result, codes},
     mount::VolumeId,
     source::{SourceKey, runner::Wanted},
     spec::{ObjectRef, Refresh, Share, VolumeSpec},
+    volume::Settings,
 };
 
 /// One source for each object, in their order.
@@ -20,26 +20,39 @@ pub(super) fn wanted(
     id: &VolumeId,
     spec: &VolumeSpec,
     identity: &Identity,
-    registry: &Registry,
+    settings: &Settings,
 ) -> Result<Vec<Wanted>> {
+    wanted_each(id, spec, identity, settings)
+        .into_iter()
+        .collect()
+}
+
+/// The same, with a verdict on each.
+pub(super) fn wanted_each(
+    id: &VolumeId,
+    spec: &VolumeSpec,
+    identity: &Identity,
+    settings: &Settings,
+) -> Vec<Result<Wanted>> {
     let every = match spec.refresh {
         Refresh::Every(interval) => Some(interval),
         Refresh::Never => None,
     };
     let one = |(index, object): (usize, &ObjectRef)| {
-        let backend = registry
-            .backend(&object.backend)
+        let (backend, epoch) = settings
+            .registry
+            .named(&object.backend)
             .ok_or_else(|| Error::new(&codes::SPEC_UNKNOWN_BACKEND).object(object))?;
         let principal = identity.principal(backend.asks_as(object));
-        if principal == Principal::Node {
-            return Err(Error::new(&codes::POLICY_DENIED).object(object));
+        if let (Principal::Node, Identity::Pod(pod)) = (&principal, identity) {
+            settings.policy.allows(pod, object)?;
         }
         Ok(Wanted {
             key: SourceKey {
                 object: object.clone(),
                 principal,
                 volume: (object.share == Share::Volume).then(|| id.clone()),
-                epoch: registry.epoch,
+                epoch,
             },
             every,
             pushes: backend.pushes(object),

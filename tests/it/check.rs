@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use secretfs::{
-    backend::{Backend, Cx, Fetched, Want, registry::Registry},
+    backend::{
+        Backend, Cx, Fetched, Want,
+        registry::{Registry, problems},
+    },
     caller::{AsksAs, Identity},
     cli::check::{CheckArgs, World, run},
     clock::SystemClock,
-    config::{Env, check_store},
+    config::Env,
     error::{Error, Result, codes},
     secret::{Content, Object, SecretBytes, Version},
     spec::{BackendName, ObjectRef, Problem},
@@ -78,7 +81,7 @@ fn check_to(
     };
     let world = World {
         env: &env,
-        check_backend: &check_store,
+        check_backend: &problems,
         registry: &|config| {
             let backend = || Arc::new(Fixed) as Arc<dyn Backend>;
             let names = config.backends.iter().map(|b| (b.name.clone(), backend()));

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use secretfs::config::{Config, Env, Listen, NodeLimits, StoreSettings, check_store};
+use secretfs::{
+    backend::registry::problems,
+    config::{self, Change, Config, Env, Listen, LogLevel, NodeLimits, StoreSettings},
+    policy::Pattern,
+};
 
 /// Contract section 4, word for word: all of it is the default but the backend and the policy.
 const FULL: &str = r#"
@@ -30,7 +34,7 @@ limits:
 "#;
 
 fn good(text: &str) -> Config {
-    Config::parse(text, &Env::default(), &check_store).unwrap_or_else(|p| panic!("{text}\n{p:?}"))
+    Config::parse(text, &Env::default(), &problems).unwrap_or_else(|p| panic!("{text}\n{p:?}"))
 }
 
 #[test]
@@ -43,10 +47,8 @@ fn the_contracts_configuration_is_the_default() {
         (&*line.namespaces[0], &*line.service_accounts[0]),
         ("payments", "api")
     );
-    assert_eq!(
-        (line.allow[0].0.as_str(), &*line.allow[0].1),
-        ("store", "payments/**")
-    );
+    assert_eq!(line.allow[0].0.as_str(), "store");
+    assert_eq!(line.allow[0].1, Pattern::parse("payments/**").unwrap());
     let mut bare = full.clone();
     bare.backends.clear();
     bare.policy.clear();
@@ -72,6 +74,16 @@ fn every_key_changes_what_it_names() {
         ("/k".into(), "/r/s".into())
     );
     assert_eq!(config.http, Some(Listen::Tcp("[::]:80".parse().unwrap())));
+    let levels = ["error", "warn", "info", "debug", "trace"];
+    let levels = levels.map(|level| good(&format!("logLevel: {level}\n")).log_level);
+    let expect = [
+        LogLevel::Error,
+        LogLevel::Warn,
+        LogLevel::Info,
+        LogLevel::Debug,
+        LogLevel::Trace,
+    ];
+    assert_eq!(levels, expect.map(Some));
     assert!(!config.kubernetes && !config.registration && !config.require_propagation);
     assert!(!config.audit.deliveries && config.audit.deny_on_failure);
     assert_eq!(config.audit.file, Some(PathBuf::from("/a")));
@@ -97,8 +109,8 @@ fn every_key_changes_what_it_names() {
 
 #[test]
 fn all_mistakes_are_told_at_once_with_place_and_field() {
-    let text = "drver: x\nhttp: nowhere\nkubeletDir: ../x\naudit: {onFailure: explode}\nbackends:\n  S: {kind: store, path: /a, identity: /b}\n  v: {kind: vault}\n  s: {kind: store, path: rel, identty: /x}\npolicy:\n- {namespaces: [], serviceAccounts: [a], allow: [\"x:y\", z]}\nlimits: {bytesPerFile: 0, volumesPerPod: many}\nendpoint: /x\n";
-    let problems = Config::parse(text, &Env::default(), &check_store).unwrap_err();
+    let text = "drver: x\nhttp: nowhere\nkubeletDir: ../x\naudit: {onFailure: explode}\nbackends:\n  S: {kind: store, path: /a, identity: /b}\n  v: {kind: vault}\n  s: {kind: store, path: rel, identty: /x}\npolicy:\n- {namespaces: [], serviceAccounts: [a], allow: [\"x:y\", z]}\nlimits: {bytesPerFile: 0, volumesPerPod: many}\nendpoint: /x\nlogLevel: verbose\n";
+    let problems = Config::parse(text, &Env::default(), &problems).unwrap_err();
     let seen: Vec<_> = problems.iter().map(|p| (p.at.line, &*p.field)).collect();
     assert_eq!(
         seen,
@@ -117,6 +129,7 @@ fn all_mistakes_are_told_at_once_with_place_and_field() {
             (11, "limits.bytesPerFile"),
             (11, "limits.volumesPerPod"),
             (12, "endpoint"),
+            (13, "logLevel"),
         ]
     );
     assert!(
@@ -167,4 +180,199 @@ fn the_environment_has_defaults_and_ignores_what_is_empty_or_relative() {
     );
     assert!(set.no_color && set.tmp == Path::new("/t"));
     assert_eq!(env(&[]).store_dir(None), None);
+}
+
+/// The contract's configuration with `from` written as `to`.
+fn with(from: &str, to: &str) -> Config {
+    assert_eq!(FULL.matches(from).count(), 1, "{from}");
+    good(&FULL.replace(from, to))
+}
+
+#[test]
+fn backends_policy_limits_and_log_level_may_change() {
+    let old = good(FULL);
+    let none = Change::default();
+    let backends = Change {
+        backends: true,
+        ..none
+    };
+    let policy = Change {
+        policy: true,
+        ..none
+    };
+    let limits = Change {
+        limits: true,
+        ..none
+    };
+    let log_level = Change {
+        log_level: true,
+        ..none
+    };
+    for (from, to, expect) in [
+        ("path: /etc/secretfs/store", "path: /s", backends),
+        (
+            "backends:\n",
+            "backends:\n  b: {kind: store, path: /b, identity: /i}\n",
+            backends,
+        ),
+        ("[payments]", "[payments, shop]", policy),
+        ("payments/**", "payments/*", policy),
+        ("bytesPerFile: 1Mi", "bytesPerFile: 2Mi", limits),
+        ("bytesPerNode: 256Mi", "bytesPerNode: 1Gi", limits),
+        ("driver:", "logLevel: debug\ndriver:", log_level),
+        // the same, said in another way
+        ("bytesPerFile: 1Mi", "bytesPerFile: 1024Ki # a MiB", none),
+        (
+            "{kind: store, path: /etc/secretfs/store, identity",
+            "{path: \"/etc/secretfs/store\", kind: store, identity",
+            none,
+        ),
+        ("node: \"\"\n", "\n\n", none),
+        ("http: 127.0.0.1:9809\n", "", none),
+        (
+            "[payments], serviceAccounts: [api]",
+            "[ \"payments\" ], serviceAccounts: [api]",
+            none,
+        ),
+    ] {
+        let seen = config::change(&old, &with(from, to)).unwrap_or_else(|p| panic!("{to}: {p:?}"));
+        assert_eq!(seen, expect, "{to}");
+        assert_eq!(seen.is_empty(), expect == none);
+    }
+}
+
+/// What stands in `FULL`, and what instead; the key, its values as they are told, and their lines.
+type Row = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+    (u32, u32),
+);
+const FIXED: &[Row] = &[
+    (
+        "driver: csi.secretfs.dev",
+        "driver: a.b",
+        "driver",
+        "csi.secretfs.dev",
+        "a.b",
+        (2, 2),
+    ),
+    ("node: \"\"", "node: n", "node", "", "n", (3, 3)),
+    (
+        "plugins/csi.secretfs.dev/csi.sock",
+        "p/csi.sock",
+        "endpoint",
+        "unix:///var/lib/kubelet/plugins/csi.secretfs.dev/csi.sock",
+        "unix:///var/lib/kubelet/p/csi.sock",
+        (4, 4),
+    ),
+    (
+        "kubeletDir: /var/lib/kubelet",
+        "kubeletDir: /k",
+        "kubeletDir",
+        "/var/lib/kubelet",
+        "/k",
+        (5, 5),
+    ),
+    (
+        "requirePropagation: true",
+        "\nrequirePropagation: false",
+        "requirePropagation",
+        "true",
+        "false",
+        (6, 7),
+    ),
+    (
+        "registration: true",
+        "registration: false",
+        "registration",
+        "true",
+        "false",
+        (7, 7),
+    ),
+    (
+        "kubernetes: auto",
+        "kubernetes: off",
+        "kubernetes",
+        "auto",
+        "off",
+        (8, 8),
+    ),
+    (
+        "runtimeDir: /run/secretfs",
+        "runtimeDir: /r",
+        "runtimeDir",
+        "/run/secretfs",
+        "/r",
+        (9, 9),
+    ),
+    (
+        "127.0.0.1:9809",
+        "\"\"",
+        "http",
+        "127.0.0.1:9809",
+        "\"\"",
+        (10, 10),
+    ),
+    (
+        "deliveries: true",
+        "deliveries: false",
+        "audit.deliveries",
+        "true",
+        "false",
+        (11, 11),
+    ),
+    ("file: \"-\"", "file: /a", "audit.file", "-", "/a", (11, 11)),
+    (
+        "onFailure: drop",
+        "onFailure: deny",
+        "audit.onFailure",
+        "drop",
+        "deny",
+        (11, 11),
+    ),
+];
+
+#[test]
+fn every_fixed_key_is_refused_with_both_values_and_places_and_all_at_once() {
+    let old = good(FULL);
+    for (from, to, key, old_value, new_value, lines) in FIXED {
+        let problems = config::change(&old, &with(from, to)).unwrap_err();
+        let [problem] = &problems[..] else {
+            panic!("{to}: {problems:?}");
+        };
+        assert_eq!((&*problem.field, problem.at.line), (*key, lines.1));
+        assert_eq!(problem.code.name, "config.fixed_key");
+        let said = format!(
+            "`{key}` cannot change while the plugin runs: it is `{new_value}` here, and `{old_value}` in the running configuration (line {})",
+            lines.0
+        );
+        assert_eq!(problem.message, said);
+    }
+    let text = "driver: a.b\npolicy: []\naudit: {onFailure: deny}\n";
+    let problems = config::change(&old, &good(text)).unwrap_err();
+    let fields: Vec<_> = problems.iter().map(|p| (p.at.line, &*p.field)).collect();
+    assert_eq!(
+        fields,
+        [(0, "endpoint"), (1, "driver"), (3, "audit.onFailure")]
+    );
+    assert!(problems[0].message.contains("here, the default, and"));
+    // The socket's default follows the driver's name: told once.
+    let problems = config::change(&Config::default(), &good("driver: a.b\n")).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn every_key_is_either_fixed_or_reloaded() {
+    let fixed = config::fixed_keys().map(|key| key.split('.').next().unwrap());
+    let mut all: Vec<_> = fixed.chain(config::RELOADED.iter().copied()).collect();
+    all.dedup(); // the parts of `audit`
+    all.sort_unstable();
+    let mut keys = config::KEYS.to_vec();
+    keys.sort_unstable();
+    assert_eq!(all, keys);
+    let audit = config::fixed_keys().filter_map(|key| key.strip_prefix("audit."));
+    assert!(audit.eq(config::AUDIT_KEYS.iter().copied()));
 }

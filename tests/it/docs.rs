@@ -107,6 +107,22 @@ fn the_page_of_the_configuration_names_every_key() {
     use secretfs::config;
     names("config.md", config::KEYS);
     names("config.md", config::LIMIT_KEYS);
+    names("config.md", config::POLICY_KEYS);
+    names("config.md", config::AUDIT_KEYS);
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/config.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for key in config::KEYS {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{key}` |")));
+        let row = row.unwrap_or_else(|| panic!("no row for `{key}`"));
+        let effect = if config::RELOADED.contains(key) {
+            "| at once |"
+        } else {
+            "| after a restart |"
+        };
+        assert!(row.ends_with(effect), "{row}");
+    }
 }
 
 /// The examples on the pages are read by the parser: each block that begins with `files:` or holds it is a spec.
@@ -131,7 +147,8 @@ fn every_example_on_the_pages_is_good() {
     }
     for text in blocks(&page("config.md")) {
         let env = secretfs::config::Env::default();
-        let parsed = secretfs::config::Config::parse(&text, &env, &secretfs::config::check_store);
+        let parsed =
+            secretfs::config::Config::parse(&text, &env, &secretfs::backend::registry::problems);
         assert!(parsed.is_ok(), "{text}\n{:?}", parsed.err());
     }
 }

@@ -10,10 +10,10 @@ use secretfs::{
     clock::Mono,
     error::codes,
     limits,
-    mount::{Mounted, Mounter as _, Probe, tmpfs::TmpfsMounter},
+    mount::{MountOptions, Mounted, Mounter as _, Probe, Root, tmpfs::TmpfsMounter},
     path::TargetPath,
     render::{FileContent, Generation, Snapshot},
-    sys::fs::Errno,
+    sys::{fs::Errno, namespace::make_shared},
 };
 
 use crate::support::{
@@ -76,9 +76,21 @@ impl Sets {
     }
 }
 
+/// Where the target is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ground {
+    /// Anywhere, and it is there.
+    Plain,
+    /// Below a kubelet's directory, whose mount is shared; a publish makes it.
+    Kubelet,
+}
+
+const GROUNDS: [Ground; 2] = [Ground::Plain, Ground::Kubelet];
+
 /// A target, a kernel, and what is mounted there.
 struct Bed {
     sandbox: Sandbox,
+    ground: Ground,
     target: TargetPath,
     fs: Arc<FaultyFs>,
     mounter: TmpfsMounter,
@@ -88,15 +100,27 @@ struct Bed {
 }
 
 impl Bed {
-    fn new(kernel: Kernel) -> Self {
+    fn new(kernel: Kernel, ground: Ground) -> Self {
         let sandbox = Sandbox::new();
-        let target = sandbox.target("t");
         let fs = FaultyFs::new(kernel);
+        let mounter = TmpfsMounter::new(fs.clone());
+        let (target, mounter) = match ground {
+            Ground::Plain => (sandbox.target("t"), mounter),
+            Ground::Kubelet => {
+                let dir = sandbox.path().join("kubelet");
+                std::fs::create_dir(&dir).unwrap();
+                make_shared(&dir).unwrap();
+                let target = sandbox.target("kubelet/pods/p/mount");
+                std::fs::remove_dir(target.as_path()).unwrap();
+                (target, mounter.below(Root { dir, shared: true }))
+            }
+        };
         let sets = Sets::new();
         let (old, new) = sets.seen();
         Self {
-            mounter: TmpfsMounter::new(fs.clone()),
+            mounter,
             sandbox,
+            ground,
             target,
             fs,
             sets,
@@ -107,16 +131,24 @@ impl Bed {
 
     fn publish(&self) -> secretfs::error::Result<Box<dyn Mounted>> {
         self.mounter
-            .publish(&self.target, &self.sets.old, &options("v"))
+            .publish(&self.target, &self.sets.old, &self.options())
     }
 
     fn adopt(&self) -> secretfs::error::Result<Box<dyn Mounted>> {
-        self.mounter.adopt(&self.target, &options("v"))
+        self.mounter.adopt(&self.target, &self.options())
     }
 
     fn unpublish(&self) {
-        self.mounter.unpublish(&self.target, false).unwrap();
+        let remove = self.ground == Ground::Kubelet;
+        self.mounter.unpublish(&self.target, remove).unwrap();
         self.assert_nothing();
+    }
+
+    fn options(&self) -> MountOptions {
+        MountOptions {
+            make_target: self.ground == Ground::Kubelet,
+            ..options("v")
+        }
     }
 
     /// Replaces by the new set, and sweeps the old one after its time.
@@ -157,7 +189,7 @@ impl Bed {
         let root = self.target.as_path();
         assert_eq!(&files(root), set, "{what}");
         assert_eq!(self.sandbox.layers(&self.target), ["secretfs:v"], "{what}");
-        assert_eq!(self.sandbox.mount_points().len(), 1, "{what}");
+        assert_eq!(self.sandbox.volumes().len(), 1, "{what}");
         let mut expect = BTreeSet::from(["..copies/".to_owned(), "..data".to_owned()]);
         let current = std::fs::read_link(root.join("..data")).unwrap();
         let current = current.to_str().unwrap();
@@ -173,8 +205,11 @@ impl Bed {
     }
 
     fn assert_nothing(&self) {
-        assert_eq!(self.sandbox.mount_points().len(), 0);
-        assert_eq!(names(self.target.as_path()), [] as [&str; 0]);
+        assert_eq!(self.sandbox.volumes().len(), 0);
+        match self.ground {
+            Ground::Plain => assert_eq!(names(self.target.as_path()), [] as [&str; 0]),
+            Ground::Kubelet => assert!(!self.target.as_path().exists()),
+        }
     }
 }
 
@@ -182,12 +217,12 @@ impl Bed {
 type Run = fn(&Bed, &dyn Fn(), Fault, &str);
 
 /// Runs `one` with call 1, 2, 3 ... struck by each fault, until nothing is struck. What was struck.
-fn strike_each(kernel: Kernel, one: Run) -> BTreeSet<&'static str> {
+fn strike_each(kernel: Kernel, ground: Ground, one: Run) -> BTreeSet<&'static str> {
     let mut struck = BTreeSet::new();
-    let bed = Bed::new(kernel);
+    let bed = Bed::new(kernel, ground);
     for fault in FAULTS {
         for nth in 1.. {
-            let what = format!("kernel {}, call {nth}, {fault:?}", kernel.name);
+            let what = format!("kernel {}, {ground:?}, call {nth}, {fault:?}", kernel.name);
             one(&bed, &|| bed.fs.arm(nth, fault), fault, &what);
             bed.assert_nothing();
             match bed.fs.struck() {
@@ -206,7 +241,13 @@ fn publish_under_faults(bed: &Bed, arm: &dyn Fn(), fault: Fault, what: &str) {
     let probe = bed.mounter.probe(&bed.target).unwrap();
     let volume = match (result, probe) {
         (Ok(volume), Probe::Ours { layers: 1, .. }) => volume,
-        (Err(_), Probe::Absent) => bed.publish().expect(what),
+        (Err(_), Probe::Absent) => {
+            // A directory that it made is left by a death alone, and the next publish uses it.
+            if fault != Fault::Death && bed.ground == Ground::Kubelet {
+                assert!(!bed.target.as_path().exists(), "{what}");
+            }
+            bed.publish().expect(what)
+        }
         // Killed after it was attached: it is whole, and the next process takes it over.
         (Err(_), Probe::Ours { layers: 1, .. }) if fault == Fault::Death => {
             bed.assert_one_set(what);
@@ -308,7 +349,9 @@ fn unpublish_under_faults(bed: &Bed, arm: &dyn Fn(), _: Fault, what: &str) {
     }
     bed.mounter.unpublish(&bed.target, true).expect(what);
     assert!(!bed.target.as_path().exists(), "{what}");
-    std::fs::create_dir(bed.target.as_path()).unwrap();
+    if bed.ground == Ground::Plain {
+        std::fs::create_dir(bed.target.as_path()).unwrap();
+    }
 }
 
 fn attach_under_faults(bed: &Bed, arm: &dyn Fn(), fault: Fault, what: &str) {
@@ -379,9 +422,15 @@ fn a_fault_at_any_call_leaves_one_set_and_the_next_call_succeeds() {
     ];
     // A thread for each, with mounts of its own: they spend their time waiting for the kernel to unmount.
     let struck: BTreeSet<&str> = thread::scope(|scope| {
-        let threads: Vec<_> = KERNELS
+        let plain = KERNELS.map(|kernel| (kernel, Ground::Plain));
+        let [newest, .., oldest] = KERNELS;
+        let kubelets = [newest, oldest].map(|kernel| (kernel, Ground::Kubelet));
+        let threads: Vec<_> = plain
             .into_iter()
-            .flat_map(|kernel| runs.map(|run| scope.spawn(move || strike_each(kernel, run))))
+            .chain(kubelets)
+            .flat_map(|(kernel, ground)| {
+                runs.map(|run| scope.spawn(move || strike_each(kernel, ground, run)))
+            })
             .collect();
         let sets = threads.into_iter().map(|thread| thread.join().unwrap());
         sets.flatten().collect()
@@ -432,13 +481,14 @@ fn unmount(target: &TargetPath) {
 
 fn occupy(target: &TargetPath) {
     let at = target.as_path();
-    rustix::mount::mount("theirs", at, "tmpfs", MountFlags::empty(), None).unwrap();
+    // There may be nothing yet: a publish makes it late.
+    let _ = rustix::mount::mount("theirs", at, "tmpfs", MountFlags::empty(), None);
 }
 
 #[test]
 fn nothing_is_written_below_a_target_that_is_unmounted_at_any_step() {
     for kernel in KERNELS {
-        let bed = Bed::new(kernel);
+        let bed = Bed::new(kernel, Ground::Plain);
         let around = everything(bed.sandbox.path());
         let replaced = disturb_each(
             &bed,
@@ -502,36 +552,48 @@ fn nothing_is_written_below_a_target_that_is_unmounted_at_any_step() {
 
 #[test]
 fn a_foreign_mount_that_comes_in_between_is_never_touched() {
-    let bed = Bed::new(KERNELS[0]);
-    let refused = Cell::new(0);
-    let calls = disturb_each(
-        &bed,
-        || None,
-        occupy,
-        |_, nth| {
-            let result = bed.publish();
-            bed.fs.calm();
-            let layers = bed.sandbox.layers(&bed.target);
-            let occupied = layers.iter().filter(|source| *source == "theirs").count();
-            match &result {
-                // It came after ours was checked, or never.
-                Ok(_) if occupied == 0 => assert_eq!(layers, ["secretfs:v"]),
-                Ok(_) => assert_eq!(layers, ["theirs", "secretfs:v"], "call {nth}"),
-                Err(error) => {
-                    refused.set(refused.get() + 1);
-                    assert_eq!(error.code(), &codes::MOUNT_FOREIGN, "call {nth}");
-                    assert_eq!(occupied, 1);
-                    assert_eq!(layers[0], "theirs", "call {nth}");
-                    assert_eq!(files(bed.target.as_path()), Seen::new());
+    for ground in GROUNDS {
+        let bed = Bed::new(KERNELS[0], ground);
+        let (refused, accepted) = (Cell::new(0), Cell::new(0));
+        let calls = disturb_each(
+            &bed,
+            || None,
+            occupy,
+            |_, nth| {
+                let result = bed.publish();
+                bed.fs.calm();
+                let layers = bed.sandbox.layers(&bed.target);
+                let occupied = layers.iter().filter(|source| *source == "theirs").count();
+                match &result {
+                    // It came after ours was checked, or never.
+                    Ok(_) if occupied == 0 => assert_eq!(layers, ["secretfs:v"]),
+                    Ok(_) => {
+                        accepted.set(accepted.get() + 1);
+                        assert_eq!(layers, ["theirs", "secretfs:v"], "call {nth}");
+                    }
+                    Err(error) => {
+                        refused.set(refused.get() + 1);
+                        assert_eq!(error.code(), &codes::MOUNT_FOREIGN, "call {nth}");
+                        assert_eq!(occupied, 1);
+                        assert_eq!(layers[0], "theirs", "call {nth}");
+                        assert_eq!(files(bed.target.as_path()), Seen::new());
+                    }
                 }
-            }
-            // Ours may lie below theirs, where it cannot be detached without theirs.
-            drop(result);
-            if occupied == 1 {
-                unmount(&bed.target);
-            }
-            bed.unpublish();
-        },
-    );
-    assert!(calls > 40 && refused.get() > 30, "{calls} {refused:?}");
+                // Ours may lie below theirs, where it cannot be detached without theirs.
+                drop(result);
+                if occupied == 1 {
+                    unmount(&bed.target);
+                }
+                bed.unpublish();
+            },
+        );
+        let least = match ground {
+            Ground::Plain => 30,
+            Ground::Kubelet => 5, // from when there is something to mount on
+        };
+        assert!(
+            calls > 40 && refused.get() > least && accepted.get() > 0,
+            "{ground:?} {calls} {refused:?} {accepted:?}"
+        );
+    }
 }

@@ -14,10 +14,16 @@ mod spec;
 
 mod store;
 
+mod kube;
+mod kube_events;
+mod kube_judgement;
 mod pool;
 mod runner;
+mod tenants;
 mod volume;
 
+mod csi;
+mod csi_context;
 mod fault;
 mod model;
 mod mount;
@@ -26,7 +32,17 @@ mod torn;
 
 mod mount_cli;
 mod mount_demo;
+mod node;
+mod node_crash;
+mod node_hang;
+mod node_records;
+mod node_reload;
+mod node_tenants;
 mod process;
 mod redaction;
+mod reload;
 
 mod bench;
+
+mod audit;
+mod policy;

@@ -13,12 +13,13 @@ use secretfs::{
     clock::{Clock, Mono, SystemClock},
     error::{Code, Result, codes},
     mount::{
-        MountOptions, Mounted, Mounter, Probe, VolumeId, layout, memory::MemoryMounter,
+        MountOptions, Mounted, Mounter, Probe, Root, VolumeId, layout, memory::MemoryMounter,
         tmpfs::TmpfsMounter,
     },
     path::{Mode, Owner, RelPath, TargetPath},
     render::{File, FileContent, FileSet, Generation, Snapshot},
     secret::SecretBytes,
+    sys::namespace::make_shared,
 };
 
 use crate::support::sandbox::Sandbox;
@@ -69,6 +70,10 @@ trait Stage {
     fn occupy(&self, target: &TargetPath);
     /// The directory to mount on, if it has gone.
     fn make_target(&self, target: &TargetPath);
+    /// Whether a publish makes it, where it is to be asked to.
+    fn publish_makes_targets(&self) -> bool {
+        false
+    }
     /// Where targets are.
     fn root(&self) -> &Path;
 }
@@ -121,6 +126,9 @@ impl<'a> Run<'a> {
                 volume: VolumeId::parse(&format!("model-{seed}-{number}")).unwrap(),
                 bytes_limit: 1 << 20,
                 files_limit: 64,
+                context: None,
+                make_target: stage.publish_makes_targets(),
+                grant: secretfs::mount::Grant::default(),
             },
             handle: None,
             model: Model::Nothing,
@@ -169,7 +177,9 @@ impl<'a> Run<'a> {
         let set = self.any_set(which, false);
         self.note(which, format_args!("publish {:?}", shown(&set.files)));
         let volume = &mut self.volumes[which];
-        self.stage.make_target(&volume.target);
+        if !volume.options.make_target {
+            self.stage.make_target(&volume.target);
+        }
         let result = self.mounter.publish(&volume.target, &set, &volume.options);
         match volume.model {
             Model::Ours(..) => refused(result, &codes::MOUNT_HELD),
@@ -471,12 +481,19 @@ impl Stage for InMemory {
     }
 }
 
-/// The kernel.
-struct OnTmpfs(Sandbox);
+/// The kernel. With a root: the targets lie below a shared mount, and a publish makes them.
+struct OnTmpfs {
+    sandbox: Sandbox,
+    root: Option<Root>,
+}
 
 impl Stage for OnTmpfs {
     fn mounter(&self) -> Box<dyn Mounter> {
-        Box::new(TmpfsMounter::default())
+        let mounter = TmpfsMounter::default();
+        Box::new(match &self.root {
+            Some(root) => mounter.below(root.clone()),
+            None => mounter,
+        })
     }
 
     /// Through the names that users have, which must all lead somewhere.
@@ -508,8 +525,15 @@ impl Stage for OnTmpfs {
         fs::create_dir_all(target.as_path()).unwrap();
     }
 
+    fn publish_makes_targets(&self) -> bool {
+        self.root.is_some()
+    }
+
     fn root(&self) -> &Path {
-        self.0.path()
+        match &self.root {
+            Some(root) => &root.dir,
+            None => self.sandbox.path(),
+        }
     }
 }
 
@@ -533,8 +557,24 @@ fn read_all(at: &Path, name: String, files: &mut Files) -> io::Result<()> {
 
 #[test]
 fn the_real_mounter_lives_as_the_reference_does() {
-    let stage = OnTmpfs(Sandbox::new());
+    let stage = OnTmpfs {
+        sandbox: Sandbox::new(),
+        root: None,
+    };
     for seed in seeds() {
+        Run::new(&stage, seed).whole();
+    }
+}
+
+#[test]
+fn the_real_mounter_below_a_shared_root_lives_as_the_reference_does() {
+    let sandbox = Sandbox::new();
+    let dir = sandbox.path().join("kubelet");
+    fs::create_dir(&dir).unwrap();
+    make_shared(&dir).unwrap();
+    let root = Some(Root { dir, shared: true });
+    let stage = OnTmpfs { sandbox, root };
+    for seed in seeds().into_iter().take(50) {
         Run::new(&stage, seed).whole();
     }
 }

@@ -8,6 +8,7 @@ mod checks;
 mod faults;
 mod named;
 mod store;
+mod tenants;
 mod world;
 
 use std::{

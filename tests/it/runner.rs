@@ -14,12 +14,13 @@ use secretfs::{
     render::Known,
     source::{
         SourceKey, SourceView,
+        bell::Bell,
         pool::{Pool, Rules},
         runner::{Sources, Subscription, Wanted},
     },
     spec::{BackendName, ObjectRef, Share},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::support::{
     bed::{caller, volume},
@@ -65,7 +66,7 @@ impl Rig {
         &self,
         id: &str,
         paths: &[&str],
-        wake: &Arc<Notify>,
+        wake: &Arc<Bell>,
     ) -> Vec<watch::Receiver<SourceView>> {
         let wanted = paths.iter().map(|path| Wanted {
             key: self.key(path),
@@ -95,7 +96,7 @@ fn version(view: &watch::Receiver<SourceView>) -> Option<String> {
 async fn a_view_is_shown_to_all_and_everybody_is_woken() {
     let rig = Rig::new();
     rig.store.put("x", "one");
-    let (first, second) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (first, second) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
     let seen = rig.subscribe("v", &["x"], &first).await;
     rig.clock.settle().await;
     assert_eq!(version(&seen[0]).as_deref(), Some("1"));
@@ -104,10 +105,14 @@ async fn a_view_is_shown_to_all_and_everybody_is_woken() {
     assert_eq!(version(&late[0]).as_deref(), Some("1"));
     assert_eq!(rig.store.count(What::Fetch, "x"), 1);
 
+    first.rung().await; // it was woken by the first value
+    let woken = tokio::time::timeout(Duration::ZERO, first.rung()).await;
+    assert!(woken.is_err(), "a newcomer is no news for the others");
+
     rig.store.put("x", "two");
-    first.notified().await;
-    second.notified().await;
     rig.clock.pass(Duration::from_secs(1)).await;
+    first.rung().await;
+    second.rung().await;
     assert_eq!(version(&late[0]).as_deref(), Some("2"));
 
     // after all have left nothing is kept
@@ -131,7 +136,7 @@ async fn whoever_keeps_one_source_lets_go_of_the_others() {
     let rig = Rig::new();
     rig.store.put("x", "one");
     rig.store.put("y", "one");
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     let seen = rig.subscribe("v", &["x", "y"], &wake).await;
     rig.clock.settle().await;
     rig.sources.retain(&volume("v"), vec![rig.key("y")]);
@@ -150,7 +155,7 @@ async fn whoever_keeps_one_source_lets_go_of_the_others() {
 async fn a_source_that_is_left_and_wanted_again_has_one_watch() {
     let rig = Rig::new();
     rig.store.put("x", "one");
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     rig.subscribe("v", &["x"], &wake).await;
     rig.clock.settle().await;
     rig.sources.unsubscribe(&volume("v"));
@@ -165,7 +170,7 @@ async fn a_source_that_is_left_and_wanted_again_has_one_watch() {
 async fn a_chatty_watch_fills_no_queue() {
     let rig = Rig::new();
     rig.store.put("x", "one");
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     let seen = rig.subscribe("v", &["x"], &wake).await;
     rig.clock.settle().await;
     for n in 0..10_000 {
@@ -181,7 +186,7 @@ async fn a_backend_that_panics_fails_its_request_and_is_counted() {
     let rig = Rig::new();
     rig.store.put("good", "one");
     rig.store.answer("bad", Answer::Panic);
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     let seen = rig.subscribe("v", &["bad", "good"], &wake).await;
     rig.clock.settle().await;
     let error = seen[0].borrow().error.clone().unwrap();
@@ -197,7 +202,7 @@ async fn a_stop_tells_requests_to_end_and_waits_for_them() {
     rig.store
         .answer("deaf", Answer::Deaf(Duration::from_secs(2)));
     rig.store.put("watched", "one");
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     let _seen = rig
         .subscribe("v", &["hung", "deaf", "watched"], &wake)
         .await;
@@ -218,7 +223,7 @@ async fn a_stop_tells_requests_to_end_and_waits_for_them() {
 async fn a_request_has_a_deadline() {
     let rig = Rig::new();
     rig.store.answer("hung", Answer::Hang);
-    let wake = Arc::new(Notify::new());
+    let wake = Arc::new(Bell::default());
     let seen = rig.subscribe("v", &["hung"], &wake).await;
     rig.clock.pass(Duration::from_secs(29)).await;
     assert!(seen[0].borrow().in_flight);

@@ -106,14 +106,15 @@ fn the_contracts_example_is_read_as_it_is_meant() {
 
 #[test]
 fn the_default_mode_depends_on_the_place_and_the_owner() {
-    let mode = |place, extra: &str| {
+    let spec = |place, extra: &str| {
         let setting = Setting {
             place,
             ..Setting::local()
         };
         let text = format!("{extra}files: [{{path: a, from: \"store:a\"}}]\n");
-        parse(&text, &setting, &facts).unwrap().default_mode.bits()
+        parse(&text, &setting, &facts).unwrap()
     };
+    let mode = |place, extra: &str| spec(place, extra).default_mode.bits();
     let kubernetes = |fs_group| Place::Kubernetes { fs_group };
     assert_eq!(mode(Place::Local, ""), 0o400);
     assert_eq!(mode(Place::Local, "gid: 5\n"), 0o400);
@@ -121,6 +122,11 @@ fn the_default_mode_depends_on_the_place_and_the_owner() {
     assert_eq!(mode(kubernetes(Some(2000)), ""), 0o440);
     assert_eq!(mode(kubernetes(None), "uid: 5\n"), 0o440);
     assert_eq!(mode(kubernetes(None), "defaultMode: \"0600\"\n"), 0o600);
+    let group = |place, extra: &str| spec(place, extra).owner.gid;
+    assert_eq!(group(kubernetes(Some(2000)), ""), Some(2000));
+    assert_eq!(group(kubernetes(Some(2000)), "gid: 5\n"), Some(5));
+    assert_eq!(group(kubernetes(Some(2000)), "uid: 5\n"), Some(2000));
+    assert_eq!(group(kubernetes(None), ""), None);
 }
 
 /// What stands in a file's entry, after its path: the code, line, column and length of what is told.

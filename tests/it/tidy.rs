@@ -23,8 +23,11 @@ const BASE: &[&str] = &[
 /// Who may use whom, besides the base (ARCHITECTURE.md has the picture). A module that is not here is not allowed.
 const EDGES: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["csi", "admin", "volume", "holder", "store"]),
-    ("csi", &["volume"]),
+    (
+        "cli",
+        &["csi", "admin", "volume", "holder", "store", "kube"],
+    ),
+    ("csi", &["volume", "observe", "kube"]),
     ("admin", &["volume"]),
     ("volume", &["source", "render", "mount", "observe"]),
     ("source", &["backend", "observe"]),
@@ -35,7 +38,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("observe", &[]),
     ("holder", &[]),
-    ("kube", &[]),
+    ("kube", &["observe"]),
 ];
 
 /// Single paths that an edge's absence would forbid: (who, what, why). One that nobody needs any more must go.
@@ -55,9 +58,14 @@ const EXTRA: &[(&str, &str, &str)] = &[
     ("cli", "render::FileSet", "as above"),
     ("cli", "render::FileContent", "as above"),
     ("cli", "mount::tmpfs", "the parts are put together: who mounts"),
+    ("cli", "mount::Root", "the parts are put together: where the kubelet's targets lie"),
     ("cli", "mount::mountinfo", "`status` names the mounts that a killed process left"),
     ("cli", "source::pool", "the parts are put together: when sources are asked"),
     ("volume", "backend::registry", "gives each source that it makes its backend; never calls one"),
+    ("admin", "observe::ready", "`/readyz` and `GET /v1/node` tell what objects"),
+    ("cli", "observe::ready", "the parts are put together: what objects is told to all"),
+    ("cli", "observe::audit", "the parts are put together: where the audit log goes"),
+    ("cli", "observe::events", "the parts are put together: who writes Events"),
     ("cli", "observe::log", "each command begins with where its log goes"),
     ("yaml", "spec::Problem", "what is wrong with a text, in the same words for specs and configuration"),
     ("yaml", "spec::Span", "where in a text"),
@@ -102,7 +110,9 @@ const PURE: &[&str] = &[
     "src/source/pool",
     "src/source/schedule",
     "src/source/gate",
+    "src/source/breaker",
     "src/volume/decide",
+    "src/volume/budget",
     "src/mount/mountinfo",
 ];
 const IMPURE: &[&str] = &[

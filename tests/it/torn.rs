@@ -12,15 +12,15 @@ use std::{
 use secretfs::{
     clock::{Clock, SystemClock},
     limits::{BYTES_PER_VOLUME, FILES_PER_VOLUME, OLD_GENERATION_MIN},
-    mount::{MountOptions, Mounted, Mounter, VolumeId, tmpfs::TmpfsMounter},
+    mount::{MountOptions, Mounted, Mounter, VolumeId},
 };
 
 use crate::support::{
     broken::{Broken, How},
     content::{Fault, snapshot},
+    kubelet_dir::KubeletDir,
     pace::{Pace, StopOnDrop},
     readers::{Kind, Reader},
-    sandbox::Sandbox,
 };
 
 /// What issue 3, point 4.7 asks for, of the kinds to which promise 2 applies.
@@ -204,19 +204,22 @@ fn enough(swaps: u64, tallies: &[Tally]) -> bool {
         && promised(tallies).map(|(_, tally)| tally.reads).sum::<u64>() >= READS
 }
 
-// Goal: promise 2 on a real mount, with the limits that a volume has by default: so the tmpfs grows, fills, and superseded
+// Goal: promise 2 on a real mount below a kubelet's directory, with the limits that a volume has by default: so the tmpfs grows, fills, and superseded
 // generations have to go before their ten seconds, as they may.
 // Method: more than 50 swaps a second, swept on the machine's own time; each tick of the writer lets every reader read.
 #[test]
 fn no_reader_sees_a_torn_missing_or_mixed_file() {
-    let sandbox = Sandbox::new();
-    let target = sandbox.target("volume");
+    let kubelet = KubeletDir::shared();
+    let target = kubelet.target("torn");
     let options = MountOptions {
         volume: VolumeId::parse("torn").unwrap(),
         bytes_limit: BYTES_PER_VOLUME,
         files_limit: FILES_PER_VOLUME,
+        context: None,
+        make_target: true,
+        grant: secretfs::mount::Grant::default(),
     };
-    let mounter = TmpfsMounter::default();
+    let mounter = kubelet.mounter(true);
     let first = snapshot(1, SystemClock.wall());
     let mut mounted = mounter.publish(&target, &first, &options).unwrap();
     let plan = Plan {

@@ -1,6 +1,10 @@
 //! One backend's door: its gate, and the sources that wait before it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+    time::Duration,
+};
 
 use super::{
     Pool, Who,
@@ -8,13 +12,14 @@ use super::{
 };
 use crate::{
     backend::Pace,
+    caller::{Caller, Identity},
     clock::Mono,
     error::{Code, Error, ErrorKind, codes},
     limits,
     secret::Known,
     source::{
         Effect, SourceKey, Urgency,
-        gate::{Gate, Sign, Verdict},
+        gate::{Gate, Pass, Sign, Tenant, Verdict},
         schedule,
     },
     spec::BackendName,
@@ -24,13 +29,58 @@ pub(super) struct Door {
     name: (u64, BackendName),
     pub(super) gate: Gate,
     pub(super) pace: Pace,
-    pub(super) queue: BTreeSet<Place>,
+    /// Who waits, by tenant; none of them is empty.
+    queues: BTreeMap<Tenant, BTreeSet<Place>>,
+    /// Who went last: the next in order goes next.
+    turn: Tenant,
     pub(super) members: BTreeSet<u64>,
     pub(super) alarm: Option<Mono>,
     /// The last sign of trouble, for those who wait because of it.
     trouble: &'static Code,
     /// Probes and failures so far, for jitter.
     round: u64,
+}
+
+/// What a door does next.
+enum Next {
+    Go(Tenant, Place),
+    At(Mono),
+    Wait,
+}
+
+impl Door {
+    fn enter(&mut self, tenant: &Tenant, place: Place) {
+        self.queues.entry(tenant.clone()).or_default().insert(place);
+    }
+
+    pub(super) fn leave(&mut self, tenant: &Tenant, place: &Place) {
+        if let Some(queue) = self.queues.get_mut(tenant) {
+            queue.remove(place);
+            if queue.is_empty() {
+                self.queues.remove(tenant);
+            }
+        }
+    }
+
+    /// The first of the next tenant that the gate lets pass; else when it may let one.
+    fn next(&self, now: Mono) -> Next {
+        let after = self.queues.range((Excluded(&self.turn), Unbounded));
+        let rest = self.queues.range(..=&self.turn);
+        let mut earliest: Option<Mono> = None;
+        for (tenant, queue) in after.chain(rest) {
+            let Some(&first) = queue.first() else {
+                continue;
+            };
+            match self.gate.verdict(tenant, now, first.rank == 0) {
+                Verdict::Go => return Next::Go(tenant.clone(), first),
+                Verdict::NotBefore(at) => {
+                    earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+                }
+                Verdict::Full => {}
+            }
+        }
+        earliest.map_or(Next::Wait, Next::At)
+    }
 }
 
 impl Pool {
@@ -47,7 +97,8 @@ impl Pool {
             name,
             gate: Gate::new(self.rules.gate.clone()),
             pace: Pace::Remote,
-            queue: BTreeSet::new(),
+            queues: BTreeMap::new(),
+            turn: None,
             members: BTreeSet::new(),
             alarm: None,
             trouble: &codes::BACKEND_UNAVAILABLE,
@@ -96,7 +147,7 @@ impl Pool {
         let better = place.is_none_or(|old| rank < old.rank);
         if better {
             if let Some(old) = place.take() {
-                door.queue.remove(&old);
+                door.leave(&source.tenant, &old);
             }
             let new = Place {
                 rank,
@@ -105,7 +156,7 @@ impl Pool {
                 job,
             };
             *place = Some(new);
-            door.queue.insert(new);
+            door.enter(&source.tenant, new);
             self.touched_doors.insert(source.door);
         }
         if job == Job::Fetch {
@@ -113,20 +164,18 @@ impl Pool {
         }
     }
 
-    /// Step 4 of [`Pool::on`]: the first of the queue goes while the gate lets it.
+    /// Step 4 of [`Pool::on`]: tenants go in turn, each with the first of its queue, while the gate lets them.
     pub(super) fn pump(&mut self, now: Mono, id: u64) {
         let at = loop {
             let Some(door) = self.doors.get_mut(&id) else {
                 return;
             };
-            let Some(first) = door.queue.first().copied() else {
-                break None;
-            };
-            match door.gate.verdict(now, first.rank == 0) {
-                Verdict::Full => break None,
-                Verdict::NotBefore(at) => break Some(at),
-                Verdict::Go => {
-                    door.queue.remove(&first);
+            match door.next(now) {
+                Next::Wait => break None,
+                Next::At(at) => break Some(at),
+                Next::Go(tenant, first) => {
+                    door.leave(&tenant, &first);
+                    door.turn = tenant;
                     self.start(now, first);
                 }
             }
@@ -157,7 +206,7 @@ impl Pool {
         let Some(door) = self.doors.get_mut(&source.door) else {
             return;
         };
-        let closed = door.gate.is_closed();
+        let closed = door.gate.is_closed(&source.tenant);
         match place.job {
             Job::Fetch | Job::Renew if busy => {}
             Job::Fetch => {
@@ -174,7 +223,7 @@ impl Pool {
                         return;
                     }
                 }
-                source.probe = door.gate.started(now);
+                source.pass = door.gate.started(&source.tenant, now);
                 let urgency = match place.rank {
                     0 | 1 => Urgency::Publish,
                     2 => Urgency::Upkeep,
@@ -199,7 +248,7 @@ impl Pool {
             }
             Job::Renew => {
                 if let Some(lease) = source.leases.renew(now) {
-                    source.probe = door.gate.started(now);
+                    source.pass = door.gate.started(&source.tenant, now);
                     source.busy = Some(Job::Renew);
                     let key = source.key.clone();
                     self.out.push(Effect::Renew { key, lease });
@@ -207,7 +256,7 @@ impl Pool {
             }
             Job::Revoke => {
                 if let Some(lease) = source.leases.revoke(now) {
-                    source.revoke_probe = door.gate.started(now);
+                    source.revoke_pass = door.gate.started(&source.tenant, now);
                     let key = source.key.clone();
                     self.out.push(Effect::Revoke { key, lease });
                 }
@@ -224,36 +273,33 @@ impl Pool {
         &mut self,
         now: Mono,
         id: u64,
-        probe: bool,
+        pass: &Pass,
         sign: Sign,
         code: Option<&'static Code>,
     ) {
         self.touched_doors.insert(id);
         let failed = matches!(sign, Sign::Down | Sign::Throttled(_));
-        let cap = if failed {
-            self.probe_cap(id)
+        let caps = if failed {
+            self.probe_caps(id, pass.tenant())
         } else {
-            limits::PROBE_MAX
+            [limits::PROBE_MAX; 2]
         };
         let Some(door) = self.doors.get_mut(&id) else {
             return;
         };
         door.round = door.round.wrapping_add(1);
-        door.gate.ended(now, probe, sign, cap, door.round); // 1
-        if !failed || door.gate.is_closed() {
+        door.gate.ended(now, pass, sign, caps, door.round); // 1
+        if !failed || door.gate.is_closed(pass.tenant()) {
             return;
         }
         door.trouble = code.unwrap_or(door.trouble);
-        let forced: Vec<Place> = door
-            .queue
-            .iter()
-            .take_while(|place| place.rank == 0)
-            .copied()
-            .collect();
-        for old in forced.into_iter().filter(|_| probe) {
-            door.queue.remove(&old); // 2
+        let waiting = door.queues.get(pass.tenant()).into_iter().flatten();
+        let waiting: Vec<Place> = waiting.copied().collect();
+        let forced = waiting.iter().take_while(|place| place.rank == 0);
+        for &old in forced.filter(|_| pass.is_probe()) {
+            door.leave(pass.tenant(), &old); // 2
             let new = Place { rank: 1, ..old };
-            door.queue.insert(new);
+            door.enter(pass.tenant(), new);
             if let Some(source) = self.sources.get_mut(&old.source) {
                 source.forced = false;
                 if let Some(place) = source.places.get_mut(old.job as usize) {
@@ -261,7 +307,7 @@ impl Pool {
                 }
             }
         }
-        for place in door.queue.iter().filter(|place| place.job == Job::Fetch) {
+        for place in waiting.iter().filter(|place| place.job == Job::Fetch) {
             if let Some(source) = self.sources.get_mut(&place.source) {
                 hold_back(now, source, door); // 3
                 if source.news {
@@ -271,47 +317,82 @@ impl Pool {
         }
     }
 
-    /// A subscriber came: the wait for the next probe suits him as well.
+    /// A subscriber of this source came: the wait for the next probe suits him as well.
     pub(super) fn probe_within(&mut self, now: Mono, id: u64) {
-        if self
-            .doors
-            .get(&id)
-            .is_some_and(|door| !door.gate.is_closed())
-        {
-            let cap = self.probe_cap(id);
+        let Some(source) = self.sources.get(&id) else {
+            return;
+        };
+        let (id, tenant) = (source.door, source.tenant.clone());
+        let is_closed = |door: &Door| door.gate.is_closed(&tenant);
+        if self.doors.get(&id).is_some_and(|door| !is_closed(door)) {
+            let caps = self.probe_caps(id, &tenant);
             if let Some(door) = self.doors.get_mut(&id) {
-                door.gate.probe_within(now, cap);
+                door.gate.probe_within(&tenant, now, caps);
                 self.touched_doors.insert(id);
             }
         }
     }
 
-    /// The longest wait between two probes of this backend.
-    fn probe_cap(&self, id: u64) -> Duration {
+    /// The longest wait between two probes of this backend, for one tenant and for the whole.
+    fn probe_caps(&self, id: u64, tenant: &Tenant) -> [Duration; 2] {
         let Some(door) = self.doors.get(&id) else {
-            return limits::PROBE_MAX;
+            return [limits::PROBE_MAX; 2];
         };
-        let members = door.members.iter().filter_map(|id| self.sources.get(id));
-        let (mut rate, mut shortest) = (0.0, limits::REFRESH_MAX);
-        for every in members.filter_map(Source::interval) {
-            rate += 1.0 / every.as_secs_f64();
-            shortest = shortest.min(every);
+        let (mut rates, mut shortest) = ([0.0; 2], [limits::REFRESH_MAX; 2]);
+        for source in door.members.iter().filter_map(|id| self.sources.get(id)) {
+            let Some(every) = source.interval() else {
+                continue;
+            };
+            let skipped = usize::from(source.tenant != *tenant);
+            for (rate, shortest) in rates.iter_mut().zip(&mut shortest).skip(skipped) {
+                *rate += 1.0 / every.as_secs_f64();
+                *shortest = (*shortest).min(every);
+            }
         }
-        if rate == 0.0 {
-            return limits::PROBE_MAX;
-        }
-        schedule::probe_cap(rate, shortest)
+        let [own, whole] = rates;
+        let [own_shortest, whole_shortest] = shortest;
+        [(own, own_shortest), (whole, whole_shortest)].map(|(rate, shortest)| {
+            if rate == 0.0 {
+                return limits::PROBE_MAX;
+            }
+            schedule::probe_cap(rate, shortest)
+        })
     }
 
-    /// A source goes. The door stays, with what it knows of the backend: volumes that come and go do not get past its rate.
-    pub(super) fn leave_door(&mut self, id: u64, source: u64, places: &[Option<Place>]) {
-        let Some(door) = self.doors.get_mut(&id) else {
+    /// Subscribers came or went: the source goes on the account of those that it has now, with its places.
+    pub(super) fn settle_tenant(&mut self, id: u64) {
+        let Some(source) = self.sources.get_mut(&id) else {
             return;
         };
-        door.members.remove(&source);
-        for place in places.iter().flatten() {
-            door.queue.remove(place);
+        let whose = source.whose();
+        if source.subscribers.is_empty() || whose == source.tenant {
+            return;
         }
+        let before = std::mem::replace(&mut source.tenant, whose);
+        if let Some(door) = self.doors.get_mut(&source.door) {
+            for place in source.places.iter().flatten() {
+                door.leave(&before, place);
+                door.enter(&source.tenant, *place);
+            }
+            self.touched_doors.insert(source.door);
+        }
+    }
+
+    /// A source goes. The door stays, with what it knows of the backend: volumes that come and go do not get past its rate. Of
+    /// tenants who have gone it keeps as long as it has to what it knows.
+    pub(super) fn leave_door(&mut self, now: Mono, id: u64, source: &Source) {
+        let Some(door) = self.doors.get_mut(&source.door) else {
+            return;
+        };
+        door.members.remove(&id);
+        for place in source.places.iter().flatten() {
+            door.leave(&source.tenant, place);
+        }
+        let (members, sources) = (&door.members, &self.sources);
+        door.gate.forget(now, |tenant| {
+            let mut left = members.iter().filter_map(|id| sources.get(id));
+            tenant.is_none() || left.any(|one| one.tenant == *tenant)
+        });
     }
 
     /// Another configuration of a backend makes another door; its empty former ones go.
@@ -337,12 +418,20 @@ impl Pool {
 /// Says on a source that waits, and showed no error so far, that its backend is in trouble.
 fn hold_back(now: Mono, source: &mut Source, door: &Door) {
     let long = now.after(limits::HELD_BACK);
-    let shut = door.gate.shut_until(now);
+    let shut = door.gate.shut_until(&source.tenant, now);
     if source.view.error.is_none() && shut.is_some_and(|until| until > long) {
         let error = Error::new(door.trouble)
             .object(&source.key.object)
             .detail("the store has not been answering; it will be asked again");
         source.trouble(now, error);
+    }
+}
+
+/// On whose account a caller's requests go.
+pub(super) fn tenant(caller: &Caller) -> Tenant {
+    match &caller.0 {
+        Identity::Pod(pod) => Some((*pod.namespace).into()),
+        Identity::Local { .. } => None,
     }
 }
 

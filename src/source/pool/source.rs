@@ -11,7 +11,11 @@ use crate::{
     limits,
     path::VolumeId,
     secret::Known,
-    source::{SourceKey, SourceView, Urgency, schedule},
+    source::{
+        SourceKey, SourceView, Urgency,
+        gate::{Pass, Tenant},
+        schedule,
+    },
 };
 
 /// What a source can ask of its backend.
@@ -36,6 +40,7 @@ pub(super) struct Place {
 pub(super) struct Subscriber {
     pub(super) every: Option<Duration>,
     pub(super) caller: Caller,
+    pub(super) tenant: Tenant,
     /// It can do without the object.
     pub(super) optional: bool,
     /// The higher, the fresher the proof.
@@ -62,6 +67,8 @@ pub(super) struct Source {
     pub(super) seed: u64,
     pub(super) door: u64,
     pub(super) subscribers: BTreeMap<VolumeId, Subscriber>,
+    /// On whose account it is asked for: see [`Source::whose`]. After the last has left, as it was then.
+    pub(super) tenant: Tenant,
     pub(super) pushes: bool,
     /// Its backend is on this machine.
     pub(super) local: bool,
@@ -88,9 +95,9 @@ pub(super) struct Source {
     pub(super) cancelled: bool,
     /// The fetch or renewal in flight.
     pub(super) busy: Option<Job>,
-    /// The fetch or renewal in flight is its backend's probe; so is the revocation.
-    pub(super) probe: bool,
-    pub(super) revoke_probe: bool,
+    /// With what the fetch or renewal in flight went through the gate; and the revocation.
+    pub(super) pass: Pass,
+    pub(super) revoke_pass: Pass,
     /// Whether the fetch in flight was given an object to compare with.
     pub(super) had: bool,
     /// The age of the proof that it was given.
@@ -115,6 +122,7 @@ impl Source {
             seed,
             door,
             subscribers: BTreeMap::new(),
+            tenant: None,
             pushes: false,
             local: false,
             view: SourceView::unknown(),
@@ -130,8 +138,8 @@ impl Source {
             stale: false,
             cancelled: false,
             busy: None,
-            probe: false,
-            revoke_probe: false,
+            pass: Pass::default(),
+            revoke_pass: Pass::default(),
             had: false,
             proof: 0,
             watch: Watch::Off,
@@ -141,6 +149,14 @@ impl Source {
             places: [None; 3],
             alarm: None,
         }
+    }
+
+    /// The namespace of all its subscribers; nobody's when they are of several: who shares a secret with others does not wait in
+    /// line behind what hangs for one of them. (The loser: the namespace that came first.)
+    pub(super) fn whose(&self) -> Tenant {
+        let mut all = self.subscribers.values().map(|one| &one.tenant);
+        let first = all.next()?;
+        all.all(|one| one == first).then(|| first.clone())?
     }
 
     /// The shortest interval that subscribers ask for.

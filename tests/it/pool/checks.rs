@@ -131,7 +131,8 @@ impl Watched {
                 return Err("rate: the backend is asked more than its limit".into());
             }
             self.in_flight += 1;
-            if self.in_flight > limits::BACKEND_IN_FLIGHT {
+            // all of this world are one tenant
+            if self.in_flight > limits::TENANT_IN_FLIGHT {
                 return Err("rate: too many requests in flight".into());
             }
         }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,10 @@ use secretfs::{
         MountOptions, Mounted, Mounter, Probe, Usage, VolumeId, memory::MemoryMounter,
         memory::Shown,
     },
+    observe::{
+        audit::Audit,
+        events::{Event, Events},
+    },
     path::{Mode, Owner, RelPath, TargetPath},
     render::{Generation, Snapshot},
     source::pool::Rules,
@@ -24,9 +31,16 @@ use secretfs::{
         BackendName, Digest, FileRule, MountKind, ObjectRef, Origin, Refresh, Select, Share,
         VolumeLimits, VolumeSpec,
     },
-    volume::{Mounters, Parts, PublishRequest, Published, VolumeStatus, Volumes},
+    volume::{
+        AskedSpec, Mounters, Parts, Placing, PublishRequest, Published, Settings, VolumeStatus,
+        Volumes, record::Records,
+    },
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tempfile::TempDir;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use super::{
     clock::ManualClock,
@@ -40,13 +54,15 @@ pub struct Bed {
     pub b: Scripted,
     pub mounts: MemoryMounter,
     pub faults: Faults,
-    pub registry: watch::Sender<Arc<Registry>>,
+    pub settings: watch::Sender<Arc<Settings>>,
     pub volumes: Volumes,
+    runtime_dir: Option<TempDir>,
+    events: (Events, Mutex<mpsc::Receiver<Event>>),
 }
 
-/// Makes the next call on a mount fail.
+/// Makes the next call on a mount fail, and counts the looks at targets.
 #[derive(Clone, Default)]
-pub struct Faults(Arc<Mutex<Vec<Fault>>>);
+pub struct Faults(Arc<Mutex<Vec<Fault>>>, Arc<AtomicUsize>);
 
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -63,6 +79,11 @@ impl Faults {
     /// No more of them.
     pub fn disarm(&self) {
         self.0.lock().unwrap().clear();
+    }
+
+    /// How often somebody looked at a target.
+    pub fn probes(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     fn strike(&self) -> Result<()> {
@@ -90,6 +111,7 @@ impl Faulty {
 
 impl Mounter for Faulty {
     fn probe(&self, target: &TargetPath) -> Result<Probe> {
+        self.faults.1.fetch_add(1, Ordering::Relaxed);
         self.inner.probe(target)
     }
 
@@ -115,6 +137,10 @@ impl Mounter for Faulty {
 
     fn places(&self, volume: &VolumeId) -> Result<Vec<PathBuf>> {
         self.inner.places(volume)
+    }
+
+    fn all(&self) -> Result<Vec<(VolumeId, PathBuf)>> {
+        self.inner.all()
     }
 }
 
@@ -157,47 +183,93 @@ impl Bed {
         Self::on(Arc::new(mounts.clone()), mounts)
     }
 
+    /// On mounts in memory, with records.
+    pub fn with_records() -> Self {
+        let mounts = MemoryMounter::default();
+        Self::with_records_on(Arc::new(mounts.clone()), mounts)
+    }
+
+    /// On these mounts, with records.
+    pub fn with_records_on(mounter: Arc<dyn Mounter>, mounts: MemoryMounter) -> Self {
+        Self::set_up(mounter, mounts, Some(tempfile::tempdir().unwrap()))
+    }
+
     /// On these mounts; `mounts` is what `shown` and `read` look at.
     pub fn on(mounter: Arc<dyn Mounter>, mounts: MemoryMounter) -> Self {
+        Self::set_up(mounter, mounts, None)
+    }
+
+    fn set_up(mounter: Arc<dyn Mounter>, mounts: MemoryMounter, dir: Option<TempDir>) -> Self {
         let (a, b) = (Scripted::default(), Scripted::default());
-        let registry = watch::Sender::new(registry(&a, &b, 0));
+        let settings = watch::Sender::new(settings(&a, &b, 0));
         let (clock, faults) = (ManualClock::new(), Faults::default());
-        let volumes = start(&clock, &registry, mounter, &faults);
+        let (events, told) = Events::channel();
+        let records = records(dir.as_ref());
+        let volumes = start(&clock, &settings, mounter, &faults, records, &events);
         Self {
             clock,
             a,
             b,
             mounts,
             faults,
-            registry,
+            settings,
             volumes,
+            runtime_dir: dir,
+            events: (events, Mutex::new(told)),
         }
+    }
+
+    /// Where the volumes' records are.
+    pub fn records(&self) -> PathBuf {
+        let dir = self.runtime_dir.as_ref().unwrap();
+        dir.path().join("volumes")
+    }
+
+    /// Reasons of the Events since the last call.
+    pub fn told(&self) -> Vec<&'static str> {
+        let mut events = self.events.1.lock().unwrap();
+        std::iter::from_fn(|| events.try_recv().ok())
+            .map(|event| event.reason)
+            .collect()
     }
 
     /// Another process on the same mounts and stores; the old one is gone.
     pub async fn restart(&mut self) {
+        self.restart_on(Arc::new(self.mounts.clone())).await;
+    }
+
+    /// The same on these mounts.
+    pub async fn restart_on(&mut self, mounter: Arc<dyn Mounter>) {
         self.volumes.shutdown().await;
-        let mounter = Arc::new(self.mounts.clone());
-        self.volumes = start(&self.clock, &self.registry, mounter, &self.faults);
+        let records = records(self.runtime_dir.as_ref());
+        let (clock, events) = (&self.clock, &self.events.0);
+        self.volumes = start(
+            clock,
+            &self.settings,
+            mounter,
+            &self.faults,
+            records,
+            events,
+        );
     }
 
     /// The configuration is read again.
     pub fn reconfigure(&self, epoch: u64) {
-        self.registry
-            .send_replace(registry(&self.a, &self.b, epoch));
+        self.settings
+            .send_replace(settings(&self.a, &self.b, epoch));
     }
 
     /// Publishes in a task of its own.
     pub fn begin(&self, request: PublishRequest) -> JoinHandle<Result<Published>> {
         let volumes = self.volumes.clone();
-        tokio::spawn(async move { volumes.publish(request).await })
+        tokio::spawn(async move { Ok(volumes.publish(request).await?) })
     }
 
     /// Publishes for the pod `web`, and lets the work of the moment be done.
     pub async fn publish(&self, id: &str, spec: &Arc<VolumeSpec>) -> Result<Published> {
         let published = self.volumes.publish(request(id, spec)).await;
         self.clock.settle().await;
-        published
+        Ok(published?)
     }
 
     pub async fn unpublish(&self, id: &str) -> Result<()> {
@@ -244,13 +316,15 @@ impl Bed {
 
 fn start(
     clock: &Arc<ManualClock>,
-    registry: &watch::Sender<Arc<Registry>>,
+    settings: &watch::Sender<Arc<Settings>>,
     mounter: Arc<dyn Mounter>,
     faults: &Faults,
+    records: Records,
+    events: &Events,
 ) -> Volumes {
     Volumes::start(Parts {
         clock: clock.clone(),
-        registry: registry.subscribe(),
+        settings: settings.subscribe(),
         mounters: Mounters {
             tmpfs: Arc::new(Faulty {
                 inner: mounter,
@@ -258,17 +332,27 @@ fn start(
             }),
         },
         rules: Rules::default(),
+        records,
+        events: events.clone(),
+        audit: Audit::off(),
     })
 }
 
-fn registry(a: &Scripted, b: &Scripted, epoch: u64) -> Arc<Registry> {
+fn records(runtime_dir: Option<&TempDir>) -> Records {
+    runtime_dir.map_or_else(Records::off, |dir| Records::below(dir.path()))
+}
+
+fn settings(a: &Scripted, b: &Scripted, epoch: u64) -> Arc<Settings> {
     let backends: [(&str, Arc<dyn Backend>); 2] =
         [("a", Arc::new(a.clone())), ("b", Arc::new(b.clone()))];
     let by_name: BTreeMap<_, _> = backends
         .into_iter()
         .map(|(name, backend)| (BackendName::parse(name).unwrap(), backend))
         .collect();
-    Arc::new(Registry::new(by_name, epoch))
+    Arc::new(Settings {
+        registry: Registry::new(by_name, epoch),
+        ..Settings::default()
+    })
 }
 
 pub fn volume(id: &str) -> VolumeId {
@@ -288,8 +372,17 @@ pub fn request_as(who: Identity, id: &str, spec: &Arc<VolumeSpec>) -> PublishReq
     PublishRequest {
         id: volume(id),
         target: target(id),
-        spec: spec.clone(),
+        spec: AskedSpec::Parsed(spec.clone()),
         caller: caller(who),
+        placing: Placing::default(),
+    }
+}
+
+/// For the pod `web` of the account `shop`, as text.
+pub fn asked(id: &str, text: &str) -> PublishRequest {
+    PublishRequest {
+        spec: AskedSpec::Raw(text.into()),
+        ..request(id, &spec(&[]))
     }
 }
 
@@ -373,10 +466,16 @@ pub fn spec_every(refresh: Refresh, lines: &[&str]) -> Arc<VolumeSpec> {
     })
 }
 
+/// Why what was asked for is not what is served, or "ok".
+pub fn refused(result: &Result<Published>) -> &'static str {
+    let refused = result.as_ref().unwrap().refused.as_ref();
+    refused.map_or("ok", |error| error.code().name)
+}
+
 /// Name of an error's code, or "ok".
-pub fn code<T>(result: &Result<T>) -> &'static str {
-    result
-        .as_ref()
-        .err()
-        .map_or("ok", |error| error.code().name)
+pub fn code<T, E: Clone + Into<Error>>(result: &Result<T, E>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(error) => error.clone().into().code().name,
+    }
 }

@@ -36,6 +36,11 @@ impl ManualClock {
         })
     }
 
+    /// Milliseconds on it.
+    pub fn now_ms(&self) -> u64 {
+        self.now().as_nanos() / 1_000_000
+    }
+
     /// Jumps: all at once, as after a suspend. Who slept beyond it wakes late.
     pub fn jump(&self, by: Duration) {
         *self.wall.lock().unwrap() += by.as_millis() as i64;

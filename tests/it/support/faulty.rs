@@ -9,7 +9,8 @@ use std::{
 };
 
 use secretfs::sys::fs::{
-    At, Change, Entry, Errno, Fs, FsKind, How, RealFs, Removed, Setting, Space, Stat, Sys,
+    At, Change, Entry, Errno, Fs, FsKind, How, MountStat, RealFs, Removed, Setting, Space, Stat,
+    Sys,
 };
 
 /// What happens at the chosen call.
@@ -29,8 +30,23 @@ pub struct Kernel {
     pub name: &'static str,
     /// `noswap`, Linux 6.4.
     pub has_noswap: bool,
+    /// statmount(2).
+    pub statmount: Statmount,
     /// Cloning a mount that is not attached, Linux 6.15.
     pub clones_detached: bool,
+}
+
+/// What statmount(2) tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Statmount {
+    /// There is none, before Linux 6.8.
+    Absent,
+    /// Neither source nor options, before Linux 6.11 and 6.13.
+    Half,
+    /// It exists, and a container's seccomp profile forbids it.
+    Forbidden,
+    /// What this program needs.
+    Whole,
 }
 
 /// This kernel, and older ones as far as they differ.
@@ -38,21 +54,25 @@ pub const KERNELS: [Kernel; 4] = [
     Kernel {
         name: "this one",
         has_noswap: true,
+        statmount: Statmount::Whole,
         clones_detached: true,
     },
     Kernel {
         name: "6.8",
         has_noswap: true,
+        statmount: Statmount::Half,
         clones_detached: false,
     },
     Kernel {
         name: "6.1",
         has_noswap: false,
+        statmount: Statmount::Absent,
         clones_detached: false,
     },
     Kernel {
         name: "5.15",
         has_noswap: false,
+        statmount: Statmount::Forbidden,
         clones_detached: false,
     },
 ];
@@ -74,6 +94,9 @@ struct State {
     struck: Option<&'static str>,
     is_dead: bool,
     made: BTreeSet<&'static str>,
+    /// What was set on file systems, as `key=value` or `key`.
+    settings: Vec<String>,
+    has_selinux: Option<bool>,
     /// Ids of mounts that were made and not yet attached.
     detached: BTreeSet<u64>,
 }
@@ -125,6 +148,16 @@ impl FaultyFs {
         std::mem::take(&mut self.state.lock().unwrap().made)
     }
 
+    /// What was set on file systems since it was last asked.
+    pub fn settings(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().settings)
+    }
+
+    /// From now on a tmpfs takes a `context`, as with SELinux, and does nothing with it; or takes none.
+    pub fn pretend_selinux(&self, has_it: bool) {
+        self.state.lock().unwrap().has_selinux = Some(has_it);
+    }
+
     fn enter(&self, call: &'static str) -> Sys<()> {
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
@@ -168,6 +201,18 @@ impl Fs for FaultyFs {
         if setting == Setting::Flag("noswap") && !self.kernel.has_noswap {
             return Err(Errno::INVAL);
         }
+        let mut state = self.state.lock().unwrap();
+        match setting {
+            Setting::Text(key, value) => state.settings.push(format!("{key}={value}")),
+            Setting::Flag(key) => state.settings.push(key.to_owned()),
+            Setting::Create | Setting::Reconfigure => {}
+        }
+        match (setting, state.has_selinux) {
+            (Setting::Text("context", _), Some(true)) => return Ok(()),
+            (Setting::Text("context", _), Some(false)) => return Err(Errno::INVAL),
+            _ => {}
+        }
+        drop(state);
         RealFs.fsconfig(context, setting)
     }
     fn fsmount(&self, context: BorrowedFd<'_>) -> Sys<OwnedFd> {
@@ -211,13 +256,33 @@ impl Fs for FaultyFs {
         self.enter("mountinfo")?;
         RealFs.mountinfo()
     }
+    fn unique_mount_id(&self, file: BorrowedFd<'_>) -> Sys<u64> {
+        self.enter("unique_mount_id")?;
+        match self.kernel.statmount {
+            Statmount::Absent => Err(Errno::NOSYS),
+            _ => RealFs.unique_mount_id(file),
+        }
+    }
+    fn statmount(&self, unique: u64) -> Sys<MountStat> {
+        self.enter("statmount")?;
+        match self.kernel.statmount {
+            Statmount::Absent => Err(Errno::NOSYS),
+            Statmount::Forbidden => Err(Errno::PERM),
+            Statmount::Half => RealFs.statmount(unique).map(|stat| MountStat {
+                source: None,
+                options: None,
+                ..stat
+            }),
+            Statmount::Whole => RealFs.statmount(unique),
+        }
+    }
     fn openat2(&self, at: At<'_>, how: How) -> Sys<OwnedFd> {
         self.enter("openat2")?;
         RealFs.openat2(at, how)
     }
-    fn mkdirat(&self, at: At<'_>) -> Sys<()> {
+    fn mkdirat(&self, at: At<'_>, mode: u32) -> Sys<()> {
         self.enter("mkdirat")?;
-        RealFs.mkdirat(at)
+        RealFs.mkdirat(at, mode)
     }
     fn symlinkat(&self, to: &Path, at: At<'_>) -> Sys<()> {
         self.enter("symlinkat")?;

@@ -1,11 +1,15 @@
 //! Shared by all suites: what a test needs to stand on.
 
+pub mod apiserver;
 pub mod bed;
 pub mod broken;
 pub mod canary;
 pub mod clock;
 pub mod content;
 pub mod faulty;
+pub mod kubelet;
+pub mod kubelet_dir;
+pub mod machine;
 pub mod mount_conformance;
 pub mod pace;
 pub mod program;

@@ -2,7 +2,7 @@
 
 use secretfs::{
     error::Result,
-    mount::{Mounted, Mounter, Probe},
+    mount::{MountOptions, Mounted, Mounter, Probe},
     path::TargetPath,
     render::Generation,
     spec::MountKind,
@@ -10,11 +10,14 @@ use secretfs::{
 
 use super::{
     sandbox::Seen,
-    snapshots::{options, snapshot, snapshot_of},
+    snapshots::{snapshot, snapshot_of},
 };
 
 /// What a reader of a target sees; `None` where there is no directory.
 pub type View<'a> = &'a dyn Fn(&TargetPath) -> Option<Seen>;
+
+/// The options of the volume of this id. Where they do not make the target, it is there.
+pub type Options<'a> = &'a dyn Fn(&str) -> MountOptions;
 
 /// Files by path, text and mode.
 pub fn seen(rows: &[(&str, &str, u32)]) -> Seen {
@@ -34,7 +37,12 @@ fn first() -> Seen {
 }
 
 /// What every kind of mount does. `view` is what a reader of the target sees.
-pub fn conformance(mounter: &dyn Mounter, target: &TargetPath, view: View<'_>) {
+pub fn conformance(
+    mounter: &dyn Mounter,
+    target: &TargetPath,
+    options: Options<'_>,
+    view: View<'_>,
+) {
     let id = options("v-1");
     assert_eq!(mounter.probe(target).unwrap(), Probe::Absent);
     assert_eq!(code(mounter.adopt(target, &id)), "mount.gone");
@@ -52,14 +60,19 @@ pub fn conformance(mounter: &dyn Mounter, target: &TargetPath, view: View<'_>) {
     };
     assert_eq!(mounter.probe(target).unwrap(), ours);
 
-    a_second_publish_is_refused(mounter, target, view);
+    a_second_publish_is_refused(mounter, target, options, view);
     swaps(&mut *volume, target, view);
     too_much_is_refused(&mut *volume, target, view);
     drop(volume);
-    a_restart_and_the_end(mounter, target, view);
+    a_restart_and_the_end(mounter, target, options, view);
 }
 
-fn a_second_publish_is_refused(mounter: &dyn Mounter, target: &TargetPath, view: View<'_>) {
+fn a_second_publish_is_refused(
+    mounter: &dyn Mounter,
+    target: &TargetPath,
+    options: Options<'_>,
+    view: View<'_>,
+) {
     let second = mounter.publish(target, &snapshot(9, &[("a", "9")]), &options("v-1"));
     assert_eq!(code(second), "mount.held");
     assert_eq!(view(target), Some(first()));
@@ -105,7 +118,12 @@ fn too_much_is_refused(volume: &mut dyn Mounted, target: &TargetPath, view: View
     assert_eq!(view(target), Some(seen(&[("e", "6", 0o400)])));
 }
 
-fn a_restart_and_the_end(mounter: &dyn Mounter, target: &TargetPath, view: View<'_>) {
+fn a_restart_and_the_end(
+    mounter: &dyn Mounter,
+    target: &TargetPath,
+    options: Options<'_>,
+    view: View<'_>,
+) {
     let id = options("v-1");
     assert_eq!(
         code(mounter.adopt(target, &options("another"))),

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -131,13 +131,23 @@ impl Bed {
 
     /// Starts a command and waits for its first line (or its end).
     pub fn start(&self, args: &[&str]) -> Running {
+        let mut running = self.spawn(self.command(args));
+        running.first_line();
+        running
+    }
+
+    /// Starts a command and does not wait.
+    pub fn spawn(&self, mut command: Command) -> Running {
         let log = self.path(&format!("log-{}", fastrand::u64(..)));
         let stderr = fs::File::create(&log).unwrap();
-        let mut child = self.command(args).stderr(stderr).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).unwrap();
-        Running { child, ready, log }
+        let mut child = command.stderr(stderr).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Running {
+            child,
+            ready: String::new(),
+            log,
+            stdout,
+        }
     }
 
     /// A mounted file's content; "" if it is not there.
@@ -160,9 +170,16 @@ pub struct Running {
     /// Its first line.
     pub ready: String,
     log: PathBuf,
+    /// Kept open: whoever writes to it must not hear that nobody reads.
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Running {
+    /// Waits for its first line, or its end.
+    pub fn first_line(&mut self) {
+        self.stdout.read_line(&mut self.ready).unwrap();
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();

@@ -72,6 +72,16 @@ impl Sandbox {
             .collect()
     }
 
+    /// Where ours are below the sandbox.
+    pub fn volumes(&self) -> Vec<PathBuf> {
+        let mounts = self.mounts();
+        let ours = mounts.iter().filter(|mount| mount.volume().is_some());
+        let points = ours.map(|mount| PathBuf::from(&mount.mount_point));
+        points
+            .filter(|point| point.starts_with(self.path()))
+            .collect()
+    }
+
     /// Sources of the mounts at `target`, topmost first.
     pub fn layers(&self, target: &TargetPath) -> Vec<String> {
         let mounts = self.mounts();

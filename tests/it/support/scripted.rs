@@ -114,6 +114,8 @@ struct State {
     /// Fetches that have begun and not returned.
     running: usize,
     asks_as: AskedWho,
+    /// How often a reference was looked at.
+    checks: usize,
 }
 
 /// The store.
@@ -182,6 +184,11 @@ impl Scripted {
     /// What it says when it is asked as whom it asks.
     pub fn when_asked_who(&self, answer: AskedWho) {
         self.lock().asks_as = answer;
+    }
+
+    /// How often a spec with a reference to it was read.
+    pub fn checks(&self) -> usize {
+        self.lock().checks
     }
 
     /// Fetches under way.
@@ -283,6 +290,7 @@ fn index(lease: &Lease) -> usize {
 #[async_trait]
 impl Backend for Scripted {
     fn check(&self, _object: &ObjectRef) -> Result<(), Problem> {
+        self.lock().checks += 1;
         Ok(())
     }
 

@@ -59,5 +59,8 @@ pub fn options(id: &str) -> MountOptions {
         volume: VolumeId::parse(id).unwrap(),
         bytes_limit: 1 << 20,
         files_limit: 64,
+        context: None,
+        make_target: false,
+        grant: secretfs::mount::Grant::default(),
     }
 }

@@ -10,11 +10,11 @@ use secretfs::{
     error::codes,
     path::Mode,
     render::Generation,
-    volume::{Published, VolumeState},
+    volume::{Placing, VolumeState},
 };
 
 use crate::support::{
-    bed::{Bed, code, request, request_as, spec, target, volume},
+    bed::{Bed, code, refused, request, request_as, spec, target, volume},
     scripted::{Answer, What, pod},
 };
 
@@ -29,12 +29,10 @@ async fn a_publish_waits_for_every_source_and_then_all_files_are_there() {
     assert!(!publish.is_finished());
     assert!(bed.shown("v").is_none(), "half a volume was mounted");
     bed.pass_ms(1).await;
-    let expect = Published {
-        generation: Generation(1),
-        files: Some(2),
-        adopted: false,
-    };
-    assert_eq!(publish.await.unwrap().unwrap(), expect);
+    let published = publish.await.unwrap().unwrap();
+    assert_eq!(published.generation, Generation(1));
+    assert_eq!((published.files, published.adopted), (Some(2), false));
+    assert!(published.refused.is_none());
     assert_eq!(bed.read("v", "x").unwrap(), "one");
     assert_eq!(bed.read("v", "y/z").unwrap(), "two");
     let status = bed.status("v").unwrap();
@@ -135,9 +133,11 @@ async fn another_spec_is_the_next_generation_or_nothing_changes() {
     bed.publish("v", &spec(&["x < a:db"])).await.unwrap();
 
     let bad = bed.publish("v", &spec(&["x < a:db", "y < b:none"])).await;
-    assert_eq!(code(&bad), "backend.not_found");
+    assert_eq!(refused(&bad), "backend.not_found");
+    assert_eq!(bed.trouble("v").unwrap(), "backend.not_found");
     let bad = bed.publish("v", &spec(&["y < b:key#field"])).await;
-    assert_ne!(code(&bad), "ok", "a render that fails");
+    assert_eq!(refused(&bad), "render.not_fields");
+    assert_eq!(bed.trouble("v").unwrap(), "render.not_fields");
     assert_eq!(bed.read("v", "x").unwrap(), "one");
     bed.a.put("db", "one more"); // the old rules are still in force
     bed.pass(120).await;
@@ -170,31 +170,40 @@ async fn an_update_whose_store_hangs_stops_neither_rotation_nor_republish() {
     assert_eq!(bed.read("v", "x").unwrap(), "new");
     assert_eq!(code(&bed.publish("v", &old).await), "mount.busy");
     bed.pass(31).await;
-    assert_eq!(code(&update.await.unwrap()), "backend.timeout");
-    bed.publish("v", &old).await.unwrap();
+    assert_eq!(refused(&update.await.unwrap()), "backend.timeout");
+    let old = bed.publish("v", &old).await;
+    assert_eq!(refused(&old), "ok");
+    assert_eq!(bed.status("v").unwrap().state, VolumeState::Fresh);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_publish_twice_at_once_is_one() {
+async fn of_two_publishes_at_once_the_second_is_busy() {
     let bed = Bed::new();
     bed.a.put("db", "one");
     bed.a.answer("db", Answer::Slow(Duration::from_secs(1)));
     let spec = spec(&["x < a:db"]);
-    let (first, second) = (
-        bed.begin(request("v", &spec)),
-        bed.begin(request("v", &spec)),
-    );
+    let first = bed.begin(request("v", &spec));
     bed.clock.settle().await;
-    let other = bed
-        .publish("v", &crate::support::bed::spec(&["y < a:db"]))
-        .await;
-    assert_eq!(code(&other), "mount.busy");
+    let mut elsewhere = request("v", &spec);
+    elsewhere.target = target("elsewhere");
+    let other = crate::support::bed::spec(&["y < a:db"]);
+    for second in [request("v", &spec), request("v", &other), elsewhere] {
+        let refused = bed.volumes.publish(second).await.unwrap_err();
+        assert_eq!(refused.error.code(), &codes::MOUNT_BUSY);
+        assert!(!refused.served);
+    }
     bed.pass(1).await;
-    assert_eq!(
-        first.await.unwrap().unwrap(),
-        second.await.unwrap().unwrap()
-    );
+    first.await.unwrap().unwrap();
     assert_eq!(bed.a.count(What::Fetch, "db"), 1);
+    // and where a volume is served
+    bed.a.put("key", "two");
+    bed.a.answer("key", Answer::Slow(Duration::from_secs(1)));
+    let update = bed.begin(request("v", &crate::support::bed::spec(&["y < a:key"])));
+    bed.clock.settle().await;
+    let refused = bed.volumes.publish(request("v", &spec)).await.unwrap_err();
+    assert!(refused.served && refused.error.code() == &codes::MOUNT_BUSY);
+    bed.pass(1).await;
+    update.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,7 +224,19 @@ async fn what_is_not_ours_is_refused_and_left_alone() {
     bed.publish("w", &spec).await.unwrap();
     let mut elsewhere = request("w", &spec);
     elsewhere.target = target("elsewhere");
-    assert_eq!(code(&bed.volumes.publish(elsewhere).await), "mount.held");
+    let elsewhere = bed.volumes.publish(elsewhere).await;
+    assert_eq!(code(&elsewhere), "volume.elsewhere");
+    assert!(elsewhere.unwrap_err().served);
+    for change in [
+        |placing: &mut Placing| placing.group = Some(7),
+        |placing: &mut Placing| placing.context = Some("a_t".into()),
+        |placing: &mut Placing| placing.make_target = true,
+    ] {
+        let mut otherwise = request("w", &spec);
+        change(&mut otherwise.placing);
+        let otherwise = bed.volumes.publish(otherwise).await;
+        assert_eq!(code(&otherwise), "volume.elsewhere");
+    }
     let mut anothers = request("u", &spec);
     anothers.target = target("w");
     assert_eq!(code(&bed.volumes.publish(anothers).await), "mount.held");
@@ -233,7 +254,7 @@ async fn unpublish_takes_all_down_and_may_be_called_again() {
     let bed = Bed::new();
     bed.a.put("db", "one");
     bed.publish("v", &spec(&["x < a:db"])).await.unwrap();
-    let mut follow = bed.volumes.follow(&volume("v")).unwrap();
+    let mut follow = bed.volumes.follow(&volume("v")).await.unwrap();
     assert!(follow.borrow_and_update().is_some());
     bed.unpublish("v").await.unwrap();
     assert!(bed.shown("v").is_none() && bed.volumes.status().is_empty());
@@ -269,44 +290,66 @@ async fn unpublish_overtakes_a_publish_that_hangs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_may_go_away_at_any_moment() {
-    // Goal: a publish whose caller drops it after its nth poll is done or not begun, never half.
-    // Method: n = 0, 1, 2 ... until the publish is over before the nth poll.
-    let mut ended = 0;
-    for polls in 0..20 {
+    // Goal: of a publish whose caller drops it after its nth poll nothing is left, or a whole volume; and it can be called again.
+    // Method: n = 0, 1, 2 ... until the publish is over before the nth poll; first of a volume, then of its second spec.
+    let mut ended = [0, 0];
+    for (polls, update) in (0..20).flat_map(|polls| [(polls, false), (polls, true)]) {
+        let told = format!("dropped after {polls} polls, update: {update}");
         let bed = Bed::new();
         bed.a.put("db", "one");
-        bed.a.answer("db", Answer::Slow(Duration::from_millis(5)));
-        let spec = spec(&["x < a:db"]);
+        bed.a.put("key", "two");
+        let (first, second) = (spec(&["x < a:db"]), spec(&["x < a:db", "y < a:key"]));
+        if update {
+            bed.publish("v", &first).await.unwrap();
+        }
+        let slow = Answer::Slow(Duration::from_millis(5));
+        bed.a.answer("key", slow);
+        let asked = bed.a.asked().len();
+        let mut is_over = false;
         {
-            let mut publish = std::pin::pin!(bed.volumes.publish(request("v", &spec)));
+            let mut publish = std::pin::pin!(bed.volumes.publish(request("v", &second)));
             for _ in 0..polls {
                 let poll = poll_fn(|cx| Poll::Ready(publish.as_mut().poll(cx))).await;
-                if poll.is_ready() {
-                    ended += 1;
+                if let Poll::Ready(published) = poll {
+                    assert!(published.unwrap().refused.is_none());
+                    is_over = true;
+                    ended[usize::from(update)] += 1;
                     break;
                 }
                 bed.pass_ms(1).await;
             }
         }
+        bed.clock.settle().await; // at once: no timer has to come
+        let files = bed.shown("v").map(|shown| shown.files.0.len());
+        let attached = polls >= 5; // 5 ms have passed
+        assert!(attached || !is_over);
+        match (attached, update) {
+            (true, _) => assert_eq!(files, Some(2), "{told}"),
+            (false, true) => assert_eq!(files, Some(1), "{told}"),
+            (false, false) => assert_eq!(files, None, "{told}"),
+        }
+        assert_eq!(bed.status("v").is_some(), attached || update, "{told}");
+        assert_eq!(bed.a.running(), 0, "{told}: its request goes on");
+        if !attached {
+            assert!(bed.volumes.drained(Duration::ZERO).await, "{told}");
+            let asked = bed.a.count(What::Fetch, "key");
+            bed.pass(600).await;
+            assert_eq!(bed.a.count(What::Fetch, "key"), asked, "{told}");
+        }
+        assert!(polls == 0 || bed.a.asked().len() > asked, "{told}");
+        let again = bed.begin(request("v", &second));
         bed.pass_ms(50).await;
-        let begun = polls > 0;
-        assert_eq!(
-            bed.read("v", "x").is_some(),
-            begun,
-            "dropped after {polls} polls"
-        );
-        assert_eq!(bed.status("v").is_some(), begun);
-        let published = bed.begin(request("v", &spec));
-        bed.pass_ms(50).await;
-        assert_eq!(published.await.unwrap().unwrap().generation, Generation(1));
-        assert_eq!(bed.a.count(What::Fetch, "db"), 1);
+        assert!(again.await.unwrap().unwrap().refused.is_none());
+        assert_eq!(bed.read("v", "y").unwrap(), "two", "{told}");
         bed.unpublish("v").await.unwrap();
         assert!(bed.shown("v").is_none());
     }
-    assert!(
-        (5..20).contains(&ended),
-        "the loop did not reach the end of a publish: {ended}"
-    );
+    for ended in ended {
+        assert!(
+            (5..20).contains(&ended),
+            "the loop did not reach the end of a publish: {ended}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -390,7 +433,7 @@ async fn an_unchanged_leftover_is_not_swapped() {
     let shown = bed.shown("v").unwrap();
     assert_eq!((shown.swaps, shown.generation), (0, Generation(1)));
     assert_eq!(bed.status("v").unwrap().state, VolumeState::Fresh);
-    let follow = bed.volumes.follow(&volume("v")).unwrap();
+    let follow = bed.volumes.follow(&volume("v")).await.unwrap();
     assert_eq!(follow.borrow().as_ref().unwrap().files.len(), 1);
     bed.unpublish("v").await.unwrap();
     assert!(bed.shown("v").is_none());
@@ -443,7 +486,7 @@ async fn followers_get_each_generation() {
     let bed = Bed::new();
     bed.a.put("db", "one");
     bed.publish("v", &spec(&["x < a:db"])).await.unwrap();
-    let mut follow = bed.volumes.follow(&volume("v")).unwrap();
+    let mut follow = bed.volumes.follow(&volume("v")).await.unwrap();
     for (generation, text) in [(2, "two"), (3, "three")] {
         follow.borrow_and_update();
         bed.a.put("db", text);
@@ -454,7 +497,10 @@ async fn followers_get_each_generation() {
     }
     bed.volumes.refresh(&volume("v")).await.unwrap();
     assert!(!follow.has_changed().unwrap(), "told of nothing");
-    assert_eq!(code(&bed.volumes.follow(&volume("none"))), "volume.unknown");
+    assert_eq!(
+        code(&bed.volumes.follow(&volume("none")).await),
+        "volume.unknown"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -500,17 +546,16 @@ async fn unequal_principals_never_share_and_another_caller_is_an_update() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_configuration_is_a_new_source_at_the_next_republish() {
+async fn a_new_configuration_is_a_new_source_at_once_and_a_republish_finds_it() {
     let bed = Bed::new();
     bed.a.put("db", "one");
     let spec = spec(&["x < a:db"]);
     bed.publish("v", &spec).await.unwrap();
     bed.reconfigure(1);
-    bed.pass(60).await;
-    let before = bed.a.count(What::Fetch, "db");
-    assert!(before >= 2, "the source keeps its backend until then");
+    bed.pass_ms(10).await;
+    assert_eq!(bed.a.count(What::Fetch, "db"), 2);
     bed.publish("v", &spec).await.unwrap();
-    assert_eq!(bed.a.count(What::Fetch, "db"), before + 1);
+    assert_eq!(bed.a.count(What::Fetch, "db"), 2);
     assert_eq!(bed.shown("v").unwrap().swaps, 0);
 }
 

@@ -8,17 +8,20 @@ use secretfs::{
     clock::{Clock as _, SystemClock},
     error::codes,
     mount::{Mounter, memory::MemoryMounter, tmpfs::TmpfsMounter},
+    observe::{audit::Audit, events::Events},
     path::TargetPath,
     render::{Generation, Snapshot},
     source::pool::Rules,
     spec::BackendName,
     sys::fs::RealFs,
-    volume::{Mounters, Parts, PublishRequest, VolumeState, Volumes},
+    volume::{
+        Mounters, Parts, PublishRequest, Restored, Settings, VolumeState, Volumes, record::Records,
+    },
 };
 use tokio::sync::watch;
 
 use crate::support::{
-    bed::{Bed, caller, code, request, spec, volume},
+    bed::{Bed, asked, caller, code, request, spec, volume},
     faulty::{FaultyFs, KERNELS},
     sandbox::{Below, Sandbox},
     scripted::Scripted,
@@ -108,6 +111,7 @@ async fn story(sandbox: &Sandbox, target: &TargetPath) {
     assert_eq!(next.trouble("v").unwrap(), "mount.gone");
     assert_eq!(fs::read_dir(target.as_path()).unwrap().count(), 0);
     next.volumes.publish(at(target, &spec)).await.unwrap();
+    next.clock.settle().await;
     assert_eq!(read(target, "db/password").unwrap(), "four");
 
     next.volumes
@@ -249,6 +253,63 @@ fn a_local_mount_that_somebody_unmounts_comes_back_with_its_copies() {
     }
 }
 
+#[test]
+fn a_restart_takes_real_mounts_over_by_their_records() {
+    let sandbox = Sandbox::new();
+    let ids = ["good", "truncated", "gone"];
+    let targets = ids.map(|id| sandbox.target(id));
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut bed = Bed::with_records_on(mounter(), MemoryMounter::default());
+        bed.a.put("db", "one");
+        let asked = |nth: usize| PublishRequest {
+            target: targets[nth].clone(),
+            ..asked(ids[nth], "files: [{path: x, from: a:db}]")
+        };
+        for nth in 0..ids.len() {
+            bed.volumes.publish(asked(nth)).await.unwrap();
+        }
+        let held = Below::of(targets[0].as_path());
+        bed.restart_on(mounter()).await;
+        fs::write(bed.records().join("truncated.json"), "{\"version\":").unwrap();
+        sandbox.unmount(targets[2].as_path());
+        bed.a.put("db", "two");
+        let expect = Restored {
+            restored: 1,
+            held: 1,
+            lost: 1,
+            skipped: 1,
+        };
+        assert_eq!(bed.volumes.restore().await, expect);
+        bed.pass(1).await;
+        // nobody has called: what has a record rotates, what has none stays, what is gone is said
+        assert_eq!(read(&targets[0], "x").unwrap(), "two");
+        assert_eq!(read(&targets[1], "x").unwrap(), "one");
+        let states = ids.map(|id| bed.status(id).unwrap().state);
+        let [fresh, adopted, lost] = [VolumeState::Fresh, VolumeState::Adopted, VolumeState::Lost];
+        assert_eq!(states, [fresh, adopted, lost]);
+        for (nth, target) in targets.iter().enumerate() {
+            let again = bed.volumes.publish(asked(nth)).await.unwrap();
+            assert!(again.refused.is_none());
+            bed.pass(1).await;
+            assert_eq!(read(target, "x").unwrap(), "two");
+            assert_eq!(sandbox.layers(target).len(), 1, "stacked");
+        }
+        for (id, target) in ids.iter().zip(&targets) {
+            let target = Some(target.clone());
+            bed.volumes
+                .unpublish(&volume(id), target, true)
+                .await
+                .unwrap();
+        }
+        assert_eq!(held.names(), [] as [&str; 0], "a copy still shows files");
+        assert_eq!(fs::read_dir(bed.records()).unwrap().count(), 0);
+        assert!(sandbox.mount_points().is_empty());
+        bed.volumes.shutdown().await;
+    });
+}
+
 /// No clock of ours here: the machine's own, and its threads. Nothing is slept for; a follower says when it is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_the_machines_clock_and_threads_a_push_reaches_every_volume() {
@@ -259,18 +320,25 @@ async fn on_the_machines_clock_and_threads_a_push_reaches_every_volume() {
     let by_name = [(BackendName::parse("a").unwrap(), store)].into();
     let volumes = Volumes::start(Parts {
         clock: Arc::new(SystemClock),
-        registry: watch::channel(Arc::new(Registry::new(by_name, 0))).1,
+        settings: watch::channel(Arc::new(Settings {
+            registry: Registry::new(by_name, 0),
+            ..Settings::default()
+        }))
+        .1,
         mounters: Mounters {
             tmpfs: Arc::new(mounts.clone()),
         },
         rules: Rules::default(),
+        records: Records::off(),
+        events: Events::off(),
+        audit: Audit::off(),
     });
     let spec = spec(&["x < a:db"]);
-    let ids: Vec<String> = (0..20).map(|n| format!("v{n}")).collect();
+    let ids: Vec<String> = (0..16).map(|n| format!("v{n}")).collect();
     let mut follows = Vec::new();
     for id in &ids {
         volumes.publish(request(id, &spec)).await.unwrap();
-        follows.push(volumes.follow(&volume(id)).unwrap());
+        follows.push(volumes.follow(&volume(id)).await.unwrap());
     }
     for round in 1..=5 {
         a.put("db", &round.to_string());

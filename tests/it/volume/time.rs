@@ -77,3 +77,25 @@ async fn setting_the_wall_clock_changes_nothing() {
     assert_eq!(run(3600).await, straight);
     assert_eq!(run(-3600).await, straight);
 }
+
+/// A node at rest sleeps, however many volumes it has: that a store has nothing new wakes none of them.
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_news_wakes_no_pods_volume() {
+    let bed = Bed::new();
+    bed.a.put("db", "one");
+    let spec = spec(&["x < a:db"]);
+    for n in 0..5 {
+        bed.publish(&format!("v{n}"), &spec).await.unwrap();
+    }
+    bed.pass(1).await;
+    let (looks, asked) = (bed.faults.probes(), bed.a.asked().len());
+    bed.pass(600).await;
+    assert!(bed.a.asked().len() > asked, "the store is not asked");
+    assert_eq!(bed.faults.probes(), looks, "volumes woke for nothing");
+    let status = bed.status("v4").unwrap();
+    assert!(status.checked_seconds_ago.unwrap() <= 70.0);
+
+    bed.a.put("db", "two");
+    bed.pass(70).await;
+    assert_eq!(bed.read("v4", "x").unwrap(), "two");
+}

@@ -1,0 +1,148 @@
+//! The parts of a node plugin, put together: who mounts, who may read, who tells, and what of it changes while it runs.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{
+    backend::registry::Registry,
+    cli::reload::{Reload, Reloader},
+    clock::{Clock, SystemClock},
+    config::{Config, Env},
+    csi::{
+        context::{Expect, TokensIn},
+        driver_object::Watching,
+        log::RpcLog,
+        node::Node,
+        plugin_info::PluginInfo,
+        server::Services,
+    },
+    error::Result,
+    kube::{Kube, Way, reports::Writer},
+    mount::{Root, tmpfs::TmpfsMounter},
+    observe::{audit::Audit, events::Events, ready::Readiness},
+    policy::Policy,
+    source::pool::Rules,
+    sys::{fs::RealFs, process},
+    volume::{Mounters, Parts, Settings, Volumes, record::Records},
+};
+
+/// A node plugin, before it is served.
+pub struct Plugin {
+    pub config: Config,
+    pub node: String,
+    pub volumes: Volumes,
+    pub readiness: Readiness,
+    pub audit: Audit,
+    pub reloader: Reloader,
+    expect: watch::Receiver<Expect>,
+    settings: watch::Sender<Arc<Settings>>,
+}
+
+impl Plugin {
+    /// Puts the parts together. `way`: how the API server is reached, if it is to be. Call it inside a runtime.
+    ///
+    /// # Errors
+    /// `node.io`, `kubernetes.unreachable`, those of the backends' settings.
+    pub async fn start(config: Config, file: &Path, env: &Env, way: Option<Way>) -> Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let node = config.node.clone().unwrap_or_else(process::host_name);
+        let readiness = Readiness::default();
+        let mounter = TmpfsMounter::new(Arc::new(RealFs)).below(Root {
+            dir: config.kubelet_dir.clone(),
+            shared: config.require_propagation,
+        });
+        let propagation = mounter.clone();
+        readiness.ask("propagation", move || propagation.propagates());
+        let audit = Audit::start(&config.audit, clock.clone())?;
+        let expect = watch::Sender::new(Expect {
+            kubelet_dir: config.kubelet_dir.clone(),
+            tokens_in: TokensIn::Either,
+        });
+        let expected = expect.subscribe();
+        let mut events = Events::off();
+        if let Some(way) = way {
+            let kube = Kube::open(&way, clock.clone()).await?;
+            let queue;
+            (events, queue) = Events::channel();
+            let writer = Writer {
+                kube: kube.clone(),
+                driver: config.driver.clone(),
+                node: node.clone(),
+                counts: events.counts(),
+            };
+            tokio::spawn(writer.run(queue));
+            let watching = Watching {
+                kube,
+                clock: clock.clone(),
+                driver: config.driver.clone(),
+                audiences: watch::channel(BTreeSet::new()).1, // no backend of this version names one
+                readiness: readiness.clone(),
+                expect,
+            };
+            tokio::spawn(watching.start());
+        }
+        let settings = settings(&config, Registry::build(&config, 0)?);
+        let settings = watch::Sender::new(Arc::new(settings));
+        let volumes = Volumes::start(Parts {
+            clock: clock.clone(),
+            settings: settings.subscribe(),
+            mounters: Mounters {
+                tmpfs: Arc::new(mounter),
+            },
+            rules: Rules::default(),
+            records: Records::below(&config.runtime_dir),
+            events,
+            audit: audit.clone(),
+        });
+        let reloader = Reloader::new(file.to_owned(), config.clone(), env.clone(), clock)?;
+        Ok(Self {
+            config,
+            node,
+            volumes,
+            readiness,
+            audit,
+            reloader,
+            expect: expected,
+            settings,
+        })
+    }
+
+    /// The CSI services.
+    pub fn services(&self) -> Services {
+        let node = Node {
+            node: self.node.clone(),
+            volumes: self.volumes.clone(),
+            expect: self.expect.clone(),
+            readiness: self.readiness.clone(),
+            audit: self.audit.clone(),
+            log: RpcLog::new(Arc::new(SystemClock)),
+        };
+        let info = PluginInfo::new(self.config.driver.clone(), self.readiness.clone());
+        Services::new(Arc::new(info), Arc::new(node))
+    }
+
+    /// Applies a changed configuration. A backend whose settings are as they were stays, with its sources.
+    pub fn apply(&self, reload: &Reload) {
+        let before = self.settings.borrow().clone();
+        match Registry::rebuild(&before.registry, &reload.config) {
+            Ok(registry) => {
+                let settings = settings(&reload.config, registry);
+                self.settings.send_replace(Arc::new(settings));
+            }
+            Err(error) => {
+                tracing::error!(%error, "the new backends cannot be made; the running configuration stays");
+            }
+        }
+    }
+}
+
+/// What the configuration says of volumes.
+fn settings(config: &Config, registry: Registry) -> Settings {
+    Settings {
+        registry,
+        policy: Policy::new(config.policy.clone()),
+        volume_limits: config.volume_limits,
+        node_limits: config.node_limits,
+    }
+}
