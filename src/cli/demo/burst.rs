@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -12,7 +15,8 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    Say, Stop,
+    Say, Stop, claim,
+    container::{Container, gone},
     stage::{Stage, password, short},
 };
 use crate::{
@@ -26,6 +30,8 @@ const ROTATIONS: u32 = 200;
 const TIME: Duration = Duration::from_secs(8);
 /// Reader threads.
 const READERS: usize = 4;
+/// What they read.
+const FILE: &str = "app.json";
 
 /// What one reader saw.
 #[derive(Default)]
@@ -38,63 +44,69 @@ struct Seen {
 
 /// Shows them.
 pub fn show(stage: &Stage, say: &mut Say<'_>, stop: &Stop) -> Result<()> {
-    say.heading("4  A burst of rotations, with four readers that check what they read")?;
+    say.heading("5  A burst of rotations, with four readers that check what they read")?;
     stage.put("demo/app", &document(0)?)?;
-    let file = stage.target.join("app.json");
-    let clock = SystemClock;
-    let start = clock.now();
-    while check(&fs::read(&file).unwrap_or_default()).is_none() {
-        if clock.now().since(start) > TIME {
-            return Err(
-                Error::new(&codes::BUG).detail("the first document of the burst did not arrive")
-            );
-        }
-        thread::sleep(Duration::from_millis(1));
+    let container = stage.container()?;
+    arrived(container, 0)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| {
+            let ended = ended.clone();
+            container.start_in(move |secrets| reader(&secrets.join(FILE), &ended))
+        })
+        .collect();
+    let put = put(stage, stop).and_then(|(rotations, took)| {
+        arrived(container, u64::from(rotations))?; // the last one; readers may skip others
+        Ok((rotations, took))
+    });
+    ended.store(true, Ordering::SeqCst);
+    let mut all = Seen::default();
+    for reader in readers {
+        let seen = reader?.recv().map_err(|_| gone())?;
+        all.reads += seen.reads;
+        all.torn += seen.torn;
+        all.missing += seen.missing;
+        all.numbers.extend(seen.numbers);
     }
-    let ended = AtomicBool::new(false);
-    let (rotations, took, seen) = thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS)
-            .map(|_| scope.spawn(|| reader(&file, &ended)))
-            .collect();
-        let start = clock.now();
-        let mut rotations = 0;
-        let mut outcome = Ok(());
-        while rotations < ROTATIONS
-            && clock.now().since(start) < TIME
-            && !stop.load(Ordering::SeqCst)
-        {
-            outcome = document(u64::from(rotations) + 1)
-                .and_then(|document| stage.put("demo/app", &document));
-            if outcome.is_err() {
-                break;
-            }
-            rotations += 1;
-        }
-        let took = clock.now().since(start);
-        ended.store(true, Ordering::SeqCst);
-        let mut all = Seen::default();
-        for seen in readers.into_iter().filter_map(|reader| reader.join().ok()) {
-            all.reads += seen.reads;
-            all.torn += seen.torn;
-            all.missing += seen.missing;
-            all.numbers.extend(seen.numbers);
-        }
-        outcome.map(|()| (rotations, took, all))
-    })?;
+    let (rotations, took) = put?;
     say.line(&format!(
         "      {rotations} puts in {:.1} s; {} reads by {READERS} readers, {} versions seen",
         took.as_secs_f64(),
-        seen.reads,
-        seen.numbers.len()
+        all.reads,
+        all.numbers.len()
     ))?;
-    if seen.torn + seen.missing > 0 {
-        let what = format!(
-            "{} torn reads and {} missing files in the burst",
-            seen.torn, seen.missing
-        );
-        return Err(Error::new(&codes::BUG).detail(what));
+    let (torn, missing) = (all.torn, all.missing);
+    let text = format!("{torn} torn reads, {missing} missing files");
+    claim(say, torn + missing == 0 && all.reads > 0, &text)
+}
+
+/// Waits until the container reads this document.
+fn arrived(container: &Container, number: u64) -> Result<()> {
+    let is_there = container.run(move |secrets| {
+        let clock = SystemClock;
+        let start = clock.now();
+        while check(&fs::read(secrets.join(FILE)).unwrap_or_default()) != Some(number) {
+            if clock.now().since(start) > TIME {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    })?;
+    let late = || Error::new(&codes::BUG).detail(format!("document {number} did not arrive"));
+    is_there.then_some(()).ok_or_else(late)
+}
+
+/// How many, and how long that took.
+fn put(stage: &Stage, stop: &Stop) -> Result<(u32, Duration)> {
+    let clock = SystemClock;
+    let start = clock.now();
+    let mut rotations = 0;
+    while rotations < ROTATIONS && clock.now().since(start) < TIME && !stop.load(Ordering::SeqCst) {
+        stage.put("demo/app", &document(u64::from(rotations) + 1)?)?;
+        rotations += 1;
     }
-    say.good("0 torn reads, 0 missing files")
+    Ok((rotations, clock.now().since(start)))
 }
 
 /// A document that says of itself whether it is whole; its size changes with its number.

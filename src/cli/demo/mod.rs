@@ -1,28 +1,40 @@
-//! `secretfs demo`: the whole path on one machine, with nothing prepared and nothing left.
+//! `secretfs demo`: the whole path of a node on one machine, with nothing prepared and nothing left.
 //!
-//! The store, the mount process and the watcher are the real ones: `secretfs mount` runs as a child, the watcher is inotify, and
-//! what is printed was measured. As an ordinary user all of it happens in a user and mount namespace of its own.
+//! The store, the plugin, the calls on its socket and the watcher are the real ones: `secretfs node` runs as a child in a mount
+//! namespace of its own, the kubelet is played by [`kubelet`], a container is a third mount namespace with the volume bound into
+//! it, and what is printed was measured. All of it happens in a mount namespace of the demo's own; for an ordinary user, in a
+//! user namespace too.
 
 use std::{
+    cell::RefCell,
+    fs::File,
     io::{IsTerminal, Write},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use tokio::runtime::Handle;
+
 use crate::{
+    cli::signals::Signals,
     config::Env,
     error::{Error, Result, codes},
     sys::process,
 };
+
+mod container;
+mod kubelet;
+mod plugin;
 
 mod burst;
 mod ending;
 mod rotate;
 mod stage;
 
-/// Shows all of it on this machine: a store, a mount, a watcher, rotations; then cleans up.
+/// Shows all of it on this machine: a store, the node plugin, a pod's volume, rotations, a kill; then cleans up.
 ///
 /// Needs no preparation and no privileges: an ordinary user gets a namespace of his own.
 #[derive(clap::Args, Debug)]
@@ -30,31 +42,49 @@ pub struct DemoArgs {
     /// Leave it running at the end, and say what to look at
     #[arg(long)]
     keep: bool,
+    /// Write the calls to the plugin and its answers there, one JSON object a line, without secrets
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// Set by Ctrl-C; looked at between any two steps.
 type Stop = Arc<AtomicBool>;
 
+/// What the demo has found and been given.
+struct World<'a> {
+    tmp: &'a Path,
+    isolation: Isolation,
+    runtime: Handle,
+    trace: Option<RefCell<File>>,
+}
+
 /// Runs `demo`.
 ///
 /// # Errors
-/// Whatever failed; what was made is removed all the same.
+/// Whatever failed, and whatever did not hold; what was made is removed all the same.
 pub fn run(args: &DemoArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
     let mut say = Say {
         out,
         colour: std::io::stdout().is_terminal() && !env.no_color,
     };
-    let isolated = isolate(args.keep)?; // before any thread
+    let trace = args.trace.as_deref().map(kubelet::open_trace).transpose()?;
+    let isolation = isolate()?; // before any thread
     super::seal()?; // after the namespace's maps are written
     let stop = Stop::default();
     let runtime = super::runtime()?;
+    let mut signals = runtime.block_on(async { Signals::listen() })?;
     let flag = stop.clone();
     runtime.spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            flag.store(true, Ordering::SeqCst);
-        }
+        signals.again().await; // whichever it is
+        flag.store(true, Ordering::SeqCst);
     });
-    let result = show(args, env, &mut say, isolated, &stop);
+    let world = World {
+        tmp: &env.tmp,
+        isolation,
+        runtime: runtime.handle().clone(),
+        trace,
+    };
+    let result = show(args, world, &mut say, &stop);
     runtime.shutdown_background();
     result
 }
@@ -66,11 +96,9 @@ enum Isolation {
     User,
     /// A mount namespace.
     Mount,
-    /// None: root asked for `--keep` and wants to look at it from another terminal.
-    None,
 }
 
-fn isolate(keep: bool) -> Result<Isolation> {
+fn isolate() -> Result<Isolation> {
     let refused = |error: std::io::Error| {
         Error::new(&codes::NODE_NAMESPACE)
             .detail(
@@ -85,23 +113,15 @@ fn isolate(keep: bool) -> Result<Isolation> {
         process::enter_user_namespace().map_err(refused)?;
         return Ok(Isolation::User);
     }
-    if keep {
-        return Ok(Isolation::None);
-    }
     process::enter_mount_namespace().map_err(refused)?;
     Ok(Isolation::Mount)
 }
 
-fn show(
-    args: &DemoArgs,
-    env: &Env,
-    say: &mut Say<'_>,
-    isolation: Isolation,
-    stop: &Stop,
-) -> Result<()> {
-    let mut stage = stage::Stage::build(env, say, isolation)?;
-    stage.mount(say)?;
-    let rotated = rotate::show(&stage, say, stop)?;
+fn show(args: &DemoArgs, world: World<'_>, say: &mut Say<'_>, stop: &Stop) -> Result<()> {
+    let mut stage = stage::Stage::build(world, say)?;
+    stage.serve(say)?;
+    stage.publish(say)?;
+    let rotated = rotate::show(&mut stage, say, stop)?;
     if !stop.load(Ordering::SeqCst) {
         burst::show(&stage, say, stop)?;
     }
@@ -109,6 +129,15 @@ fn show(
         ending::keep(&stage, say, stop)?;
     }
     ending::show(stage, say, &rotated)
+}
+
+/// Says it if it holds, and fails if not.
+fn claim(say: &mut Say<'_>, holds: bool, text: &str) -> Result<()> {
+    if holds {
+        say.good(text)
+    } else {
+        Err(Error::new(&codes::BUG).detail(format!("this does not hold: {text}")))
+    }
 }
 
 /// Printing, with colour on a terminal only.
