@@ -21,8 +21,9 @@ static ALLOCATOR: secretfs::sys::alloc::Wiping = secretfs::sys::alloc::Wiping;
 
 const HELP: &str = "\
 usage: cargo bench --bench bench [-- OPTIONS]
-  --json    one JSON object instead of a table
-  --quick   a few rounds of each: shows that it runs, measures nothing
+  --json         one JSON object instead of a table
+  --quick        a few rounds of each: shows that it runs, measures nothing
+  --only SUITE   this one alone: swap, latency, volume, csi or rest
 It needs root, or a user that may make user namespaces.";
 /// The copy that runs inside the namespace is started with this.
 const INSIDE: &str = "--inside";
@@ -30,10 +31,14 @@ const INSIDE: &str = "--inside";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = |name: &str| arguments.iter().any(|argument| argument == name);
-    let known = ["--json", "--quick", "--bench", INSIDE];
+    let known = ["--json", "--quick", "--bench", "--only", INSIDE];
+    let mut only = arguments
+        .iter()
+        .skip_while(|argument| *argument != "--only");
+    let only = only.nth(1);
     if let Some(unknown) = arguments
         .iter()
-        .find(|argument| !known.contains(&argument.as_str()))
+        .find(|argument| !known.contains(&argument.as_str()) && Some(*argument) != only)
     {
         if unknown == "--help" || unknown == "-h" {
             println!("{HELP}");
@@ -43,7 +48,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let result = if given(INSIDE) {
-        measure(given("--quick") || !given("--bench"), given("--json")).map(|()| 0)
+        let quick = given("--quick") || !given("--bench");
+        measure(only.map(String::as_str), quick, given("--json")).map(|()| 0)
     } else {
         start_inside(&arguments)
     };
@@ -76,10 +82,10 @@ fn start_inside(arguments: &[String]) -> Outcome<u8> {
         .unwrap_or(1))
 }
 
-fn measure(quick: bool, as_json: bool) -> Outcome<()> {
+fn measure(only: Option<&str>, quick: bool, as_json: bool) -> Outcome<()> {
     let directory = tempfile::tempdir()?;
     let load_before = load()?;
-    let rows = suite::run(directory.path(), quick)?;
+    let rows = suite::run(directory.path(), only, quick)?;
     let machine = json!({
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         "cpus": std::thread::available_parallelism()?.get(),
