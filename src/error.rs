@@ -135,6 +135,7 @@ pub mod codes {
         MOUNT_TOO_LARGE = "mount.too_large" Exhausted "The files do not fit the volume's limit." "Make them smaller, or raise the limit in the node's configuration.";
         MOUNT_NO_SPACE = "mount.no_space" Exhausted "The machine has no memory or descriptors left for the volume." "Give it more.";
         MOUNT_OWNER = "mount.owner" Node "A file cannot be given to the owner that the spec names." "Leave uid and gid away, or run with CAP_CHOWN in a user namespace that has the id.";
+        MOUNT_ALTERED = "mount.altered" Unavailable "Somebody has changed the volume's mount." "Undo that (see `findmnt`), or restart the pod.";
         MOUNT_GONE = "mount.gone" Node "The mount has gone from the target." "Restart the program that uses it, and see who unmounted it.";
         MOUNT_LINK = "mount.link" Node "A symbolic link is in the way to the target." "Remove the link, or name the target without it; below kubeletDir none is followed.";
         MOUNT_CONTEXT = "mount.context" Node "The kernel does not take the SELinux context of the volume's files." "Remove the context from the pod, or enable SELinux on the node.";

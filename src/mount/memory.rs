@@ -95,6 +95,7 @@ impl Mounter for MemoryMounter {
                 kind: MountKind::Tmpfs,
                 volume: shown.volume.clone(),
                 layers: 1,
+                altered: None,
             },
         })
     }

@@ -91,9 +91,21 @@ pub enum Probe {
         volume: VolumeId,
         /// How many of ours lie on each other there; more than one is an accident.
         layers: u32,
+        /// In what it is not as we made it: writable, not alone, in no peer group where it must be in one. A publish is not answered OK then.
+        altered: Option<&'static str>,
     },
     /// Somebody else's.
     Foreign,
+}
+
+impl Probe {
+    /// In what a mount of ours is not as it was made.
+    pub fn altered(&self) -> Option<&'static str> {
+        match self {
+            Probe::Ours { altered, .. } => *altered,
+            Probe::Absent | Probe::Foreign => None,
+        }
+    }
 }
 
 /// What a volume takes of the machine.

@@ -190,10 +190,21 @@ impl Spots {
                     kind: MountKind::Tmpfs,
                     volume,
                     layers: count,
+                    altered: self.altered(top, layers.len()),
                 },
                 None => Probe::Foreign,
             },
         })
+    }
+
+    fn altered(&self, top: &Mount, layers: usize) -> Option<&'static str> {
+        let must_be_shared = self.root.as_ref().is_some_and(|root| root.shared);
+        match (layers, top.read_only) {
+            (2.., _) => Some("another mount lies below or above it"),
+            (_, false) => Some("it is writable"),
+            _ if must_be_shared && top.shared.is_none() => Some("it is in no peer group"),
+            _ => None,
+        }
     }
 
     /// Our mounts and where they are, named as targets are: with a root only those below it, by the root's own name and not by where

@@ -191,6 +191,7 @@ mod tests {
             kind: crate::spec::MountKind::Tmpfs,
             volume,
             layers: 1,
+            altered: None,
         };
         assert_eq!(Seen::of(&ours(me.clone()), &me), S::Ours);
         assert_eq!(Seen::of(&ours(other), &me), S::Another);

@@ -4,6 +4,7 @@
 use crate::{
     caller::Identity,
     error::{Error, Result, codes},
+    mount::Probe,
     path::TargetPath,
     render::Known,
     spec::MountKind,
@@ -17,13 +18,15 @@ use crate::{
 impl Task {
     /// What is at `target`.
     pub async fn probe(&mut self, kind: MountKind, target: &TargetPath) -> Result<Seen> {
+        let probe = self.probe_whole(kind, target).await?;
+        Ok(Seen::of(&probe, &self.id))
+    }
+
+    /// The same, with how it is.
+    pub async fn probe_whole(&mut self, kind: MountKind, target: &TargetPath) -> Result<Probe> {
         let mounter = self.shared.mounters.of(kind)?.clone();
-        let (target, id) = (target.clone(), self.id.clone());
-        let probe = self
-            .shared
-            .blocking(move || mounter.probe(&target))
-            .await??;
-        Ok(Seen::of(&probe, &id))
+        let target = target.clone();
+        self.shared.blocking(move || mounter.probe(&target)).await?
     }
 
     /// Whether it is time to look: a source has answered, or somebody waits to be told that all is well.

@@ -93,7 +93,7 @@ impl Task {
     }
 
     /// 1. Compare what is asked with what is remembered. Nothing is read for that.
-    /// 2. Look at the target, once.
+    /// 2. Look at the target, once. A mount of ours that is not as it was made is nothing to answer OK for.
     /// 3. The table says what to do. A mount that has gone is brought back first, if we hold what it needs.
     /// 4. Do it.
     async fn next(&mut self, request: PublishRequest, served: &mut bool) -> Result<Next> {
@@ -106,8 +106,13 @@ impl Task {
             Some(true) => Remembered::Same,
             Some(false) => Remembered::Other,
         };
-        let seen = self.probe(self.kind(), &request.target).await?; // 2
+        let probe = self.probe_whole(self.kind(), &request.target).await?; // 2
+        let seen = Seen::of(&probe, &self.id);
         *served |= seen == Seen::Ours;
+        if let (Seen::Ours, Some(what)) = (seen, probe.altered()) {
+            let error = Error::new(&codes::MOUNT_ALTERED).object(&request.target);
+            return Err(error.detail(format!("the mount is not as it was made: {what}")));
+        }
         let mut decision = decide(call, phase, record, seen); // 3
         if decision == Decision::Reattach {
             decision = match self.bring_back().await {

@@ -406,7 +406,11 @@ fn unpublish_removes_every_layer_of_ours_and_no_other() {
     assert_eq!(sandbox.layers(&target).len(), 2);
     assert!(matches!(
         mounter.probe(&target).unwrap(),
-        Probe::Ours { layers: 2, .. }
+        Probe::Ours {
+            layers: 2,
+            altered: Some(_),
+            ..
+        }
     ));
     mounter.unpublish(&target, false).unwrap();
     assert_eq!(sandbox.layers(&target), [] as [&str; 0]);

@@ -57,6 +57,7 @@ pub fn conformance(
         kind: MountKind::Tmpfs,
         volume: id.volume.clone(),
         layers: 1,
+        altered: None,
     };
     assert_eq!(mounter.probe(target).unwrap(), ours);
 

@@ -2,6 +2,7 @@
 
 use std::{fs, io::Read as _, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
+use rustix::mount::MountFlags;
 use secretfs::{
     backend::{Backend, registry::Registry},
     caller::Identity,
@@ -305,6 +306,48 @@ fn a_restart_takes_real_mounts_over_by_their_records() {
         }
         assert_eq!(held.names(), [] as [&str; 0], "a copy still shows files");
         assert_eq!(fs::read_dir(bed.records()).unwrap().count(), 0);
+        assert!(sandbox.mount_points().is_empty());
+        bed.volumes.shutdown().await;
+    });
+}
+
+#[test]
+fn a_mount_that_somebody_changed_is_not_answered_ok() {
+    let sandbox = Sandbox::new();
+    let target = sandbox.target("secrets");
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let bed = Bed::on(mounter(), MemoryMounter::default());
+        bed.a.put("db", "one");
+        let spec = spec(&["x < a:db"]);
+        let publish = || bed.volumes.publish(at(&target, &spec));
+        publish().await.unwrap();
+        let remount = |flags| {
+            let flags = MountFlags::BIND
+                | MountFlags::NOSUID
+                | MountFlags::NODEV
+                | MountFlags::NOEXEC
+                | flags;
+            rustix::mount::mount_remount(target.as_path(), flags, c"").unwrap();
+        };
+        remount(MountFlags::empty());
+        let refused = publish().await.unwrap_err();
+        assert!(refused.served && refused.error.to_string().contains("it is writable"));
+        assert_eq!(refused.error.code().name, "mount.altered");
+        remount(MountFlags::RDONLY);
+        publish().await.unwrap();
+
+        rustix::mount::mount_bind(target.as_path(), target.as_path()).unwrap();
+        let refused = publish().await.unwrap_err();
+        assert!(
+            refused.error.to_string().contains("another mount lies"),
+            "{}",
+            refused.error
+        );
+        sandbox.unmount(target.as_path());
+        publish().await.unwrap();
+        bed.unpublish_at(&target).await.unwrap();
         assert!(sandbox.mount_points().is_empty());
         bed.volumes.shutdown().await;
     });
