@@ -9,6 +9,10 @@ use crate::support::{
 };
 
 const STEP_MS: u64 = 5;
+/// Volumes of one small file that fill a namespace. The healthy one has half as many.
+const FILL: usize = 60;
+/// What a namespace may have: that many tmpfs of 19 pages.
+const ROOM: u64 = FILL as u64 * 19 * 4096;
 
 /// What the healthy namespace waited for, in milliseconds.
 #[derive(PartialEq, Debug)]
@@ -44,15 +48,11 @@ async fn rotation_ms(bed: &Bed, nth: usize, value: &str) -> u64 {
     bed.clock.now_ms() - began
 }
 
-/// One namespace at its byte limit asks for more and more; another has forty volumes whose requests hang.
+/// One namespace is at its byte limit, and stays there; another has forty volumes whose requests hang.
 async fn trouble(bed: &Bed) {
     bed.a.put("full", "one");
-    let line = spec(&["x < a:full"]);
-    for nth in 0..6 {
-        let who = pod("full", &format!("p{nth}"));
-        let published = publish(bed, &who, &format!("full{nth}"), &line).await;
-        let expect = if nth < 4 { "ok" } else { "limit.exceeded" };
-        assert_eq!(code(&published), expect);
+    for nth in 0..FILL {
+        assert_eq!(ask_for_more(bed, nth).await, "ok");
     }
     for nth in 0..40 {
         let (path, who) = (format!("hung{nth}"), pod("hung", &format!("p{nth}")));
@@ -64,34 +64,39 @@ async fn trouble(bed: &Bed) {
     assert_eq!(bed.a.running(), 8, "as many as one tenant may");
 }
 
+/// The full namespace wants another volume.
+async fn ask_for_more(bed: &Bed, nth: usize) -> &'static str {
+    let (who, id) = (pod("full", &format!("p{nth}")), format!("full{nth}"));
+    code(&publish(bed, &who, &id, &spec(&["x < a:full"])).await)
+}
+
 async fn feel(with_trouble: bool) -> Felt {
     let bed = Bed::new();
     change(&bed, |settings| {
-        settings.node_limits.bytes_per_namespace = 64 << 20;
+        settings.node_limits.bytes_per_namespace = ROOM;
     })
     .await;
     if with_trouble {
-        change(&bed, |settings| {
-            settings.node_limits.bytes_per_namespace = 4 * 19 * 4096;
-        })
-        .await;
         trouble(&bed).await;
-        change(&bed, |settings| {
-            settings.node_limits.bytes_per_namespace = 64 << 20;
-        })
-        .await;
     }
+    let more = async || {
+        if with_trouble {
+            assert_eq!(ask_for_more(&bed, FILL).await, "limit.exceeded");
+        }
+    };
     let mut felt = Felt {
         publishes: Vec::new(),
         rotations: Vec::new(),
     };
     for nth in 0..30 {
+        more().await;
         felt.publishes.push(publish_ms(&bed, nth).await);
         bed.pass(3).await; // beyond the deadline of what hangs, and its probes
     }
     for round in 0..4 {
         for nth in 0..30 {
             let value = format!("round {round}");
+            more().await;
             felt.rotations.push(rotation_ms(&bed, nth, &value).await);
         }
         bed.pass(30).await;
