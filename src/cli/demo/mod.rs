@@ -1,7 +1,7 @@
 //! `secretfs demo`: the whole path of a node on one machine, with nothing prepared and nothing left.
 //!
 //! The store, the plugin, the calls on its socket and the watcher are the real ones: `secretfs node` runs as a child in a mount
-//! namespace of its own, the kubelet is played by [`kubelet`], a container is a third mount namespace with the volume bound into
+//! namespace of its own, the kubelet is played by `kubelet`, a container is a third mount namespace with the volume bound into
 //! it, and what is printed was measured. All of it happens in a mount namespace of the demo's own; for an ordinary user, in a
 //! user namespace too.
 
