@@ -18,7 +18,7 @@ use crate::{
     error::{Error, ErrorKind, Result, codes},
     limits,
     observe::{
-        audit::{Audit, Record, What},
+        audit::{Audit, Record},
         ready::Readiness,
     },
     path::{TargetPath, VolumeId},
@@ -105,8 +105,9 @@ impl Node {
         }
         let path = TargetPath::parse(request.volume_path.as_ref()).ok();
         let path = path.map(|path| path.to_string());
-        let mut all = self.volumes.status().into_iter();
-        all.find(|one| one.id == request.volume_id && Some(&one.target) == path.as_ref())
+        VolumeId::parse(&request.volume_id)
+            .and_then(|id| self.volumes.one(&id))
+            .filter(|one| Some(&one.target) == path.as_ref())
             .ok_or_else(|| Error::new(&codes::VOLUME_UNKNOWN))
     }
 
@@ -114,14 +115,8 @@ impl Node {
     fn denied(&self, id: &VolumeId, error: &Error) {
         if error.kind() == ErrorKind::PermissionDenied {
             // nothing is delivered, whether it is written or not
-            let _ = self.audit.record(Record {
-                what: What::Deny,
-                volume: id.to_string(),
-                who: None, // what was said of him does not agree
-                secret: String::new(),
-                version: None,
-                code: Some(error.code()),
-            });
+            // no name: what was said of him does not agree
+            let _ = self.audit.record(Record::denial(id, None, error));
         }
     }
 }

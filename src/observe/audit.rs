@@ -31,6 +31,7 @@ use crate::{
     config,
     error::{Code, Error, Result, codes},
     limits,
+    path::VolumeId,
 };
 
 /// What happened.
@@ -60,6 +61,20 @@ pub struct Record {
     pub version: Option<String>,
     /// Why not.
     pub code: Option<&'static Code>,
+}
+
+impl Record {
+    /// Somebody was refused a volume, because of this error.
+    pub fn denial(volume: &VolumeId, who: Option<Identity>, error: &Error) -> Self {
+        Self {
+            what: What::Deny,
+            volume: volume.to_string(),
+            who,
+            secret: String::new(),
+            version: None,
+            code: Some(error.code()),
+        }
+    }
 }
 
 /// The way to the log. Cloned freely; the thread ends with the last one.

@@ -500,14 +500,8 @@ impl Task {
     /// Puts a denial on record.
     fn denied(&self, who: &Identity, error: &Error) {
         if error.kind() == ErrorKind::PermissionDenied {
-            let _ = self.shared.audit.record(audit::Record {
-                what: audit::What::Deny,
-                volume: self.id.to_string(),
-                who: Some(who.clone()),
-                secret: String::new(),
-                version: None,
-                code: Some(error.code()),
-            }); // an error: refused it is anyway
+            let denial = audit::Record::denial(&self.id, Some(who.clone()), error);
+            let _ = self.shared.audit.record(denial); // an error: refused it is anyway
         }
     }
 

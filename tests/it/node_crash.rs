@@ -179,18 +179,19 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
+/// How many of them are mounted.
+fn mounted(volumes: &[Volume]) -> usize {
+    let is_mounted = |one: &&Volume| !mounts_at(one).is_empty();
+    volumes.iter().filter(is_mounted).count()
+}
+
 #[test]
 fn killed_in_sixteen_publishes_each_volume_is_whole_or_absent() {
     for at in [0, 1, 5, 11, 15, 16] {
         let machine = Machine::new();
         let volumes = machine.volumes(16);
         let mut running = machine.start(0);
-        let mounted = || {
-            volumes
-                .iter()
-                .filter(|one| !mounts_at(one).is_empty())
-                .count()
-        };
+        let mounted = || mounted(&volumes);
         let answers = at_once(
             &machine,
             &volumes,
@@ -239,12 +240,7 @@ fn killed_in_unpublishes_the_next_one_ends_them() {
         let volumes = machine.volumes(16);
         let mut running = machine.start(0);
         machine.publish_all(&volumes);
-        let mounted = || {
-            volumes
-                .iter()
-                .filter(|one| !mounts_at(one).is_empty())
-                .count()
-        };
+        let mounted = || mounted(&volumes);
         let answers = at_once(
             &machine,
             &volumes,

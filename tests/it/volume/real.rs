@@ -39,6 +39,12 @@ fn at(target: &TargetPath, spec: &Arc<secretfs::spec::VolumeSpec>) -> PublishReq
     }
 }
 
+/// A runtime in the test's own thread, so that its blocking threads are in the sandbox too. Its clock stands.
+fn paused() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
+}
+
 fn read(target: &TargetPath, file: &str) -> Option<String> {
     fs::read_to_string(target.as_path().join(file)).ok()
 }
@@ -47,9 +53,7 @@ fn read(target: &TargetPath, file: &str) -> Option<String> {
 fn a_secret_becomes_a_file_that_rotates_and_survives_us() {
     let sandbox = Sandbox::new();
     let target = sandbox.target("secrets");
-    // a runtime in this thread, so that its blocking threads are in the sandbox too
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let runtime = paused();
     runtime.block_on(story(&sandbox, &target));
     assert!(sandbox.layers(&target).is_empty());
     assert!(!target.as_path().exists(), "the directory was to go too");
@@ -128,8 +132,7 @@ fn end_after(
 ) -> (Sandbox, TargetPath, secretfs::error::Result<()>) {
     let sandbox = Sandbox::new();
     let target = sandbox.target("parent/secrets");
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let runtime = paused();
     let ended = runtime.block_on(async {
         let bed = Bed::on(mounter(), MemoryMounter::default());
         bed.a.put("db", "secret");
@@ -190,8 +193,7 @@ fn gone_means_gone_after_a_parent_was_renamed() {
 fn gone_means_gone_for_a_mount_that_was_made_anew() {
     let sandbox = Sandbox::new();
     let target = sandbox.target("secrets");
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let runtime = paused();
     runtime.block_on(async {
         let bed = Bed::on(mounter(), MemoryMounter::default());
         bed.a.put("db", "secret");
@@ -212,8 +214,7 @@ fn a_local_mount_that_somebody_unmounts_comes_back_with_its_copies() {
     for kernel in [KERNELS[0], KERNELS[3]] {
         let sandbox = Sandbox::new();
         let (target, copy) = (sandbox.target("secrets"), sandbox.target("copy"));
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_all().start_paused(true).build().unwrap();
+        let runtime = paused();
         runtime.block_on(async {
             let mounter = TmpfsMounter::new(FaultyFs::new(kernel));
             let bed = Bed::on(Arc::new(mounter), MemoryMounter::default());
@@ -259,8 +260,7 @@ fn a_restart_takes_real_mounts_over_by_their_records() {
     let sandbox = Sandbox::new();
     let ids = ["good", "truncated", "gone"];
     let targets = ids.map(|id| sandbox.target(id));
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let runtime = paused();
     runtime.block_on(async {
         let mut bed = Bed::with_records_on(mounter(), MemoryMounter::default());
         bed.a.put("db", "one");
@@ -315,8 +315,7 @@ fn a_restart_takes_real_mounts_over_by_their_records() {
 fn a_mount_that_somebody_changed_is_not_answered_ok() {
     let sandbox = Sandbox::new();
     let target = sandbox.target("secrets");
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let runtime = paused();
     runtime.block_on(async {
         let bed = Bed::on(mounter(), MemoryMounter::default());
         bed.a.put("db", "one");
