@@ -1,6 +1,7 @@
 //! What a person sees: one file per subcommand. Results on stdout, everything else on stderr.
 
 use std::{
+    ffi::OsString,
     io::{IsTerminal, Write},
     process::ExitCode,
     sync::Arc,
@@ -15,7 +16,7 @@ use crate::{
     config::Env,
     error::{Error, ErrorKind, Result, codes},
     observe::log,
-    sys::process,
+    sys::{process, seccomp, stack},
 };
 
 pub mod check;
@@ -89,7 +90,15 @@ fn input_wrong() -> ExitCode {
 
 /// The program: flags in, exit code out.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    run(Cli::parse())
+}
+
+/// [`main`] with these arguments instead of the process's own; the first is the program's name.
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(Cli::parse_from(args))
+}
+
+fn run(cli: Cli) -> ExitCode {
     let env = Env::read();
     let format = cli
         .log_format
@@ -97,7 +106,11 @@ pub fn main() -> ExitCode {
         .unwrap_or(log::Format::Text);
     let level = cli.log_level.or_else(|| chosen(env.log_level.as_deref()));
     log::start(level, format);
-    match prepare(&cli.command).and_then(|()| dispatch(cli.command, &env, &mut std::io::stdout())) {
+    seccomp::tell_as_json(format == log::Format::Json);
+    let ended =
+        prepare(&cli.command).and_then(|()| dispatch(cli.command, &env, &mut std::io::stdout()));
+    log::tell_rest();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             if error.code() != &codes::STDOUT_CLOSED {
@@ -125,6 +138,7 @@ fn prepare(command: &Command) -> Result<()> {
 
 /// No core file, no look into our memory.
 fn seal() -> Result<()> {
+    tracing::trace!("no core file, no look into our memory");
     process::seal().map_err(|error| {
         Error::new(&codes::NODE_IO)
             .step("seal the process")
@@ -176,6 +190,7 @@ fn check(args: &check::CheckArgs, env: &Env) -> Result<ExitCode> {
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_park(stack::scrub) // requests and tokens were on it
         .enable_all()
         .build()
         .map_err(|error| {

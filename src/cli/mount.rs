@@ -1,7 +1,7 @@
 //! `secretfs mount SPEC TARGET`: one volume in the foreground, without Kubernetes.
 //!
 //! 1. Everything that can be wrong with the input is found before anything is touched: flags, configuration, spec.
-//! 2. The target's lock is taken: one process serves one target. Privileges are dropped.
+//! 2. The target's lock is taken: one process serves one target. Privileges are dropped, and system calls limited, unless it runs CMD.
 //! 3. The volume is published (a leftover of a killed process is taken over), and one line says so.
 //! 4. Signals, the admin socket and the stores drive it from there on, until SIGTERM or SIGINT unmounts it.
 
@@ -22,7 +22,7 @@ use crate::{
     config::Env,
     error::{Error, Result, codes},
     path::{TargetPath, VolumeId},
-    sys::process,
+    sys::{process, seccomp},
     volume::{AskedSpec, Placing, PublishRequest, Published, Volumes},
 };
 
@@ -75,11 +75,12 @@ pub fn run(args: &MountArgs, env: &Env, out: &mut dyn Write) -> Result<ExitCode>
     }
     let dir = rundir::own(env)?;
     let lock = rundir::Lock::take(&dir, &id, &target)?; // 2
-    process::drop_privileges(args.on_change.is_none()).map_err(|error| {
-        Error::new(&codes::NODE_IO)
-            .step("drop privileges")
-            .source(error)
-    })?;
+    let io = |step| move |error| Error::new(&codes::NODE_IO).step(step).source(error);
+    let starts_nothing = args.on_change.is_none();
+    process::drop_privileges(starts_nothing).map_err(io("drop privileges"))?;
+    if starts_nothing {
+        seccomp::install().map_err(io("install the system call filter"))?;
+    }
 
     let caller = Arc::new((
         Identity::Local {
@@ -94,9 +95,10 @@ pub fn run(args: &MountArgs, env: &Env, out: &mut dyn Write) -> Result<ExitCode>
         caller,
         placing: Placing::default(),
     };
+    let audit = node.audit()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
-        let volumes = Volumes::start(load::parts(node.registry));
+        let volumes = Volumes::start(load::parts(node.registry, audit.clone()));
         let served = serve(&volumes, request, &dir, args.on_change.clone(), |line| {
             announce(line, ready_fd, out)
         })
@@ -105,6 +107,7 @@ pub fn run(args: &MountArgs, env: &Env, out: &mut dyn Write) -> Result<ExitCode>
         served
     });
     runtime.shutdown_background(); // a request that hangs must not keep us
+    audit.flush();
     drop(lock);
     served.map(|()| ExitCode::SUCCESS)
 }
@@ -119,6 +122,7 @@ async fn serve(
 ) -> Result<()> {
     let (id, target) = (request.id.clone(), request.target.clone());
     let mut signals = Signals::listen()?; // before the mount: a signal must not leave it behind
+    tracing::trace!(volume_id = %id, %target, "the volume is published");
     let published = tokio::select! {
         published = volumes.publish(request) => Some(published?), // 3
         () = signals.ended() => None,

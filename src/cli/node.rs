@@ -1,7 +1,7 @@
 //! `secretfs node --config FILE`: the CSI node plugin.
 //!
 //! 1. The configuration is read; all its problems are told at once.
-//! 2. Privileges are dropped to those that mounts need.
+//! 2. Privileges are dropped to those that mounts need, and system calls to those that serving needs.
 //! 3. The lock of runtimeDir is taken: one instance serves a node, another one waits for its end.
 //! 4. What a former process left is taken over.
 //! 5. The sockets are bound and served, until SIGTERM; then what is in flight ends. Mounts stay.
@@ -26,7 +26,7 @@ use crate::{
     error::{Error, Result, codes},
     kube::Way,
     observe::log,
-    sys::process,
+    sys::{process, seccomp, stack::Clean},
 };
 
 /// Runs the CSI node plugin.
@@ -57,8 +57,10 @@ pub fn run(args: &NodeArgs, env: &Env, out: &mut dyn Write) -> Result<ExitCode> 
     let io = |step| move |error| Error::new(&codes::NODE_IO).step(step).source(error);
     process::raise_file_limit().map_err(io("raise the limit on open files"))?;
     process::drop_privileges(true).map_err(io("drop privileges"))?; // 2
+    seccomp::install().map_err(io("install the system call filter"))?;
+    tracing::trace!("privileges are dropped");
     let runtime = super::runtime()?;
-    let ended = runtime.block_on(plugin(config, &args.config, env, way, out));
+    let ended = runtime.block_on(Clean::new(plugin(config, &args.config, env, way, out)));
     runtime.shutdown_background(); // a request that hangs must not keep us
     ended.map(|()| ExitCode::SUCCESS)
 }

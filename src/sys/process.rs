@@ -11,7 +11,10 @@ use rustix::{
         DumpableBehavior, Resource, Rlimit, getegid, geteuid, getrlimit, set_dumpable_behavior,
         setrlimit,
     },
-    thread::{CapabilitySet, CapabilitySets, UnshareFlags},
+    thread::{
+        CapabilitySet, CapabilitySets, UnshareFlags, capability_is_in_bounding_set,
+        remove_capability_from_bounding_set,
+    },
 };
 
 /// Makes a user namespace, in which we are root, and a mount namespace.
@@ -66,28 +69,55 @@ pub fn seal() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// What mounts and their files need (docs/hardening.md has each with what fails without it): to mount; to give a file to its pod's user;
+/// to read an identity of another user's, and to overwrite a file that nobody may write.
+const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::DAC_OVERRIDE);
+
 /// Drops all capabilities but those that a mount and its files need.
 ///
-/// `final_for_children`: also no_new_privs, so that no program we start regains them. Not for a process that runs a user's
+/// `final_for_children`: also from the bounding set, and no_new_privs, so that nothing regains them. Not for a process that runs a user's
 /// own commands: they keep what the user has.
 ///
 /// # Errors
 /// Those of capset and prctl; none is expected.
 pub fn drop_privileges(final_for_children: bool) -> io::Result<()> {
-    const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN
-        .union(CapabilitySet::CHOWN)
-        .union(CapabilitySet::FOWNER)
-        .union(CapabilitySet::DAC_OVERRIDE);
+    if final_for_children {
+        limit_bounding_set()?; // first: it takes a capability that goes with the others
+    }
     let have = rustix::thread::capabilities(None)?;
-    let keep = have.permitted.intersection(KEEP);
+    let keep = have.permitted.intersection(KEPT);
     let sets = CapabilitySets {
         effective: keep,
         permitted: keep,
-        inheritable: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(), // and with it the ambient set
     };
     rustix::thread::set_capabilities(None, sets)?;
     if final_for_children {
         rustix::thread::set_no_new_privs(true)?;
+    }
+    Ok(())
+}
+
+/// Takes out of the bounding set what is not kept, whatever this kernel knows. Without CAP_SETPCAP it stays as it is: as the container's
+/// runtime has made it, which then gave us few capabilities anyway.
+fn limit_bounding_set() -> io::Result<()> {
+    for number in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match capability_is_in_bounding_set(one) {
+            Ok(true) if !KEPT.contains(one) => {}
+            Ok(_) => continue,
+            Err(Errno::INVAL) => break, // the kernel knows no more
+            Err(errno) => return Err(errno.into()),
+        }
+        match remove_capability_from_bounding_set(one) {
+            Err(Errno::PERM) => {
+                tracing::debug!("without CAP_SETPCAP the bounding set stays as it is");
+                break;
+            }
+            result => result?,
+        }
     }
     Ok(())
 }

@@ -5,7 +5,15 @@ use std::fs;
 use crate::support::program::{Bed, Running};
 
 fn status(running: &Running, key: &str) -> String {
-    let text = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+    of(&format!("/proc/{}/status", running.child.id()), key)
+}
+
+fn status_of_this(key: &str) -> String {
+    of("/proc/thread-self/status", key)
+}
+
+fn of(file: &str, key: &str) -> String {
+    let text = fs::read_to_string(file).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.unwrap_or_else(|| panic!("no {key} in {text}"))
         .trim()
@@ -22,22 +30,17 @@ fn mount(more: &[&str]) -> (Bed, Running) {
 // linux/capability.h
 const CHOWN: u64 = 1 << 0;
 const DAC_OVERRIDE: u64 = 1 << 1;
-const FOWNER: u64 = 1 << 3;
 const SYS_ADMIN: u64 = 1 << 21;
 
 #[test]
-fn it_keeps_four_capabilities_and_can_regain_none() {
+fn it_keeps_three_capabilities_and_can_regain_none() {
     let (_bed, mut running) = mount(&[]);
-    for set in ["CapPrm:", "CapEff:"] {
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
         let have = u64::from_str_radix(&status(&running, set), 16).unwrap();
-        assert_eq!(
-            have & !(CHOWN | DAC_OVERRIDE | FOWNER | SYS_ADMIN),
-            0,
-            "{set} {have:x}"
-        );
-        assert_ne!(have & SYS_ADMIN, 0, "{set} {have:x}");
+        assert_eq!(have, CHOWN | DAC_OVERRIDE | SYS_ADMIN, "{set} {have:x}");
     }
     assert_eq!(status(&running, "NoNewPrivs:"), "1");
+    assert_eq!(status(&running, "Seccomp:"), "2");
     running.stop();
 }
 
@@ -45,6 +48,8 @@ fn it_keeps_four_capabilities_and_can_regain_none() {
 fn a_users_own_command_keeps_the_users_powers() {
     let (_bed, mut running) = mount(&["--on-change", "true"]);
     assert_eq!(status(&running, "NoNewPrivs:"), "0");
+    assert_eq!(status(&running, "Seccomp:"), status_of_this("Seccomp:"));
+    assert_eq!(status(&running, "CapBnd:"), status_of_this("CapBnd:"));
     running.stop();
 }
 

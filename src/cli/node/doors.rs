@@ -35,6 +35,7 @@ impl Doors {
     /// # Errors
     /// `node.io`, naming the first that cannot be.
     pub fn open(config: &Config) -> Result<Self> {
+        tracing::trace!(registration = config.registration, "the sockets are bound");
         let http = match &config.http {
             None => None,
             Some(Listen::Tcp(address)) => Some(tcp(*address).map_err(|e| taken(*address, e))?),

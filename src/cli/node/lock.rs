@@ -55,6 +55,7 @@ pub async fn take(dir: &Path) -> Result<NodeLock> {
                 std::process::id(),
                 process::host_name()
             );
+            tracing::trace!(path = %path.display(), "the lock is held");
             let written = file
                 .set_len(0)
                 .and_then(|()| file.write_all(who.as_bytes())); // 3
