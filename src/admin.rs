@@ -1,10 +1,11 @@
 //! The admin socket: what `status` and `refresh` speak to, and `curl --unix-socket` can.
 //!
 //! HTTP/1.1 with JSON: `GET /v1/volumes`, `GET /v1/volumes/ID`, `POST /v1/volumes/ID/refresh`, `POST /v1/refresh`; of a node plugin
-//! also `GET /v1/node`. Its file is a [`SocketFile`](crate::sys::socket::SocketFile), mode 0600, which whoever serves it holds.
+//! also `GET /v1/node` and `GET /metrics`. Its file is a [`SocketFile`](crate::sys::socket::SocketFile), mode 0600, which whoever serves it holds.
 
 pub mod health;
 pub mod http;
+pub mod scrape;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,7 +14,10 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    admin::http::{Answers, Reply, json_reply},
+    admin::{
+        http::{Answers, Reply, json_reply},
+        scrape::Scrape,
+    },
     clock::Wall,
     error::{Error, Result, codes},
     observe::ready::Readiness,
@@ -40,6 +44,8 @@ pub struct NodeView {
     pub kubernetes: bool,
     /// Where health is served: an address, with the port that was chosen for port 0, or `unix:///PATH`.
     pub http: Option<String>,
+    /// What it counts.
+    pub scrape: Scrape,
     /// How the configuration is.
     pub config: Box<dyn Fn() -> ConfigState + Send + Sync>,
 }
@@ -133,8 +139,12 @@ impl Admin {
 #[async_trait]
 impl Answers for Admin {
     async fn answer(&self, method: &Method, path: &str) -> Result<Reply> {
-        let value = self.route(method, path).await?;
-        Ok(json_reply(StatusCode::OK, &value))
+        if let (Some(node), &Method::GET, "/metrics") = (&self.node, method, path) {
+            return Ok(node.scrape.reply().await);
+        }
+        let answered = self.route(method, path).await;
+        tracing::trace!(ok = answered.is_ok(), "the admin socket was asked");
+        Ok(json_reply(StatusCode::OK, &answered?))
     }
 
     /// A refresh waits for its stores, and only the owner of the socket may ask.

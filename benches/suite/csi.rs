@@ -32,7 +32,7 @@ use secretfs::{
         server::{Services, serve},
     },
     mount::{Root, tmpfs::TmpfsMounter},
-    observe::{audit::Audit, events::Events, ready::Readiness},
+    observe::{audit::Audit, events::Events, metrics::Metrics, ready::Readiness},
     policy::Policy,
     secret::SecretBytes,
     source::pool::Rules,
@@ -155,6 +155,7 @@ impl Bed {
             records: Records::below(&run),
             events: Events::off(),
             audit: Audit::off(),
+            metrics: Metrics::default(),
         }))
     }
 

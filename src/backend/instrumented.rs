@@ -1,51 +1,85 @@
-//! What every backend needs, written once around it: so far the log of each request.
+//! What every backend needs, written once around it: the log of each request, and its metrics.
 //!
-//! A value never comes here: what is logged is the reference, the outcome and how long it took.
+//! A value never comes here: what is logged is the reference, the outcome and how long it took; what is counted has no reference
+//! either.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use async_trait::async_trait;
 
 use crate::{
     backend::{Backend, Cx, Fetched, Pace, Want},
     caller::AsksAs,
-    clock::Mono,
-    error::Result,
+    clock::{Clock, Mono},
+    error::{Result, codes},
+    observe::metrics::{BackendMeter, End, Operation},
     secret::Lease,
     spec::{BackendName, ObjectRef, Problem},
 };
 
-/// A backend with its log.
+/// A backend with its log and its meter.
 pub struct Instrumented {
     name: BackendName,
     inner: Arc<dyn Backend>,
+    meter: Arc<BackendMeter>,
+}
+
+/// One request, from its beginning to its drop.
+struct Request<'i> {
+    of: &'i Instrumented,
+    clock: &'i dyn Clock,
+    operation: Operation,
+    started: Mono,
+    /// `None`: not yet, or it was dropped halfway, as in a panic.
+    end: Option<End>,
 }
 
 impl Instrumented {
-    /// `inner`, known as `name`.
-    pub fn new(name: BackendName, inner: Arc<dyn Backend>) -> Self {
-        Self { name, inner }
+    /// `inner`, known as `name` and counted by `meter`.
+    pub fn new(name: BackendName, inner: Arc<dyn Backend>, meter: Arc<BackendMeter>) -> Self {
+        Self { name, inner, meter }
     }
 
-    fn log<T>(
-        &self,
-        cx: &Cx,
-        started: Mono,
-        operation: &'static str,
-        result: &Result<T>,
-        outcome: impl FnOnce(&T) -> String,
-    ) {
-        let (backend, took) = (&self.name, cx.clock.now().since(started));
+    fn begin<'i>(&'i self, cx: &'i Cx, operation: Operation) -> Request<'i> {
+        Request {
+            of: self,
+            clock: &*cx.clock,
+            operation,
+            started: cx.clock.now(),
+            end: None,
+        }
+    }
+}
+
+impl Request<'_> {
+    /// `outcome`: how it is counted, and how it is logged.
+    fn ended<T>(mut self, result: &Result<T>, outcome: impl FnOnce(&T) -> (End, String)) {
+        let took = self.clock.now().since(self.started);
+        let (backend, operation) = (&self.of.name, self.operation.name());
         match result {
             Ok(value) => {
-                let outcome = outcome(value);
+                let (end, outcome) = outcome(value);
+                self.end = Some(end);
                 tracing::debug!(%backend, operation, outcome, ?took, "request done");
             }
             Err(error) => {
-                let code = error.code().name;
-                tracing::debug!(%backend, operation, code, %error, ?took, "request failed");
+                let code = error.code();
+                self.end = Some(End::Failed(code));
+                tracing::debug!(%backend, operation, code = code.name, %error, ?took, "request failed");
             }
         }
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        let dropped = match thread::panicking() {
+            true => &codes::BUG,
+            false => &codes::BACKEND_CANCELLED,
+        };
+        let end = self.end.unwrap_or(End::Failed(dropped));
+        let took = self.clock.now().since(self.started);
+        self.of.meter.request(self.operation, end, took);
     }
 }
 
@@ -61,28 +95,32 @@ impl Backend for Instrumented {
     }
 
     async fn fetch(&self, cx: &Cx, want: Want<'_>) -> Result<Fetched> {
-        let (started, object) = (cx.clock.now(), want.object);
+        let (request, object) = (self.begin(cx, Operation::Fetch), want.object);
         let result = self.inner.fetch(cx, want).await;
-        self.log(cx, started, "fetch", &result, |fetched| match fetched {
-            Fetched::NotModified => format!("{object} not modified"),
-            Fetched::Object(new) => format!("{object} version {}", new.version.as_str()),
+        request.ended(&result, |fetched| match fetched {
+            Fetched::NotModified => (End::NotModified, format!("{object} not modified")),
+            Fetched::Object(new) => {
+                let version = new.version.as_str();
+                (End::Ok, format!("{object} version {version}"))
+            }
         });
         result
     }
 
     async fn renew(&self, cx: &Cx, lease: &Lease) -> Result<Lease> {
-        let started = cx.clock.now();
+        let (request, now) = (self.begin(cx, Operation::Renew), cx.clock.now());
         let result = self.inner.renew(cx, lease).await;
-        self.log(cx, started, "renew", &result, |lease| {
-            format!("{:?} left", lease.expires_at.since(started))
+        request.ended(&result, |lease| {
+            let left = lease.expires_at.since(now);
+            (End::Ok, format!("{left:?} left"))
         });
         result
     }
 
     async fn revoke(&self, cx: &Cx, lease: &Lease) -> Result<()> {
-        let started = cx.clock.now();
+        let request = self.begin(cx, Operation::Revoke);
         let result = self.inner.revoke(cx, lease).await;
-        self.log(cx, started, "revoke", &result, |()| "revoked".into());
+        request.ended(&result, |()| (End::Ok, "revoked".into()));
         result
     }
 
@@ -99,16 +137,14 @@ impl Backend for Instrumented {
     }
 
     async fn watch(&self, cx: &Cx, want: Want<'_>, hint: &(dyn Fn() + Send + Sync)) -> Result<()> {
-        let (started, object) = (cx.clock.now(), want.object);
+        let (request, object) = (self.begin(cx, Operation::Watch), want.object);
         let backend = &self.name;
         let told = || {
             tracing::trace!(%backend, %object, "a watch tells of a change");
             hint();
         };
         let result = self.inner.watch(cx, want, &told).await;
-        self.log(cx, started, "watch", &result, |()| {
-            format!("{object} ended")
-        });
+        request.ended(&result, |()| (End::Ok, format!("{object} ended")));
         result
     }
 }

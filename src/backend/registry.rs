@@ -6,6 +6,7 @@ use crate::{
     backend::{self, Backend, instrumented::Instrumented},
     config::{BackendConfig, Config},
     error::{self, Error, codes},
+    observe::metrics::Metrics,
     spec::{BackendName, Facts, ObjectRef, Problem, Span, read::shown, suggest},
     yaml::{Key, Node, Value},
 };
@@ -64,6 +65,8 @@ pub struct Registry {
     by_name: BTreeMap<BackendName, Named>,
     /// The last epoch that was given. Each is given once: a backend that leaves and comes back has another.
     last: u64,
+    /// Where the requests to those of a configuration are counted.
+    metrics: Metrics,
 }
 
 #[derive(Clone)]
@@ -89,6 +92,15 @@ impl Registry {
         Self {
             by_name: by_name.into_iter().map(named).collect(),
             last: epoch,
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// No backend; those that [`Registry::rebuild`] makes of it are counted there.
+    pub fn counting(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
         }
     }
 
@@ -100,6 +112,7 @@ impl Registry {
         let before = Self {
             by_name: BTreeMap::new(),
             last: epoch.wrapping_sub(1),
+            metrics: Metrics::default(),
         };
         Self::rebuild(&before, config)
     }
@@ -128,8 +141,13 @@ impl Registry {
                     .object(&part.field)
                     .detail(first.unwrap_or_default())
             })?;
+            tracing::debug!(backend = %part.name, kind = %part.kind, epoch, "a backend is made");
             let named = Named {
-                backend: Arc::new(Instrumented::new(part.name.clone(), made)),
+                backend: Arc::new(Instrumented::new(
+                    part.name.clone(),
+                    made,
+                    old.metrics.backend(&part.name),
+                )),
                 epoch,
                 settings: Some((part.kind.clone(), part.settings.clone())),
             };
@@ -138,6 +156,7 @@ impl Registry {
         Ok(Self {
             by_name,
             last: epoch,
+            metrics: old.metrics.clone(),
         })
     }
 

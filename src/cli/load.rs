@@ -11,10 +11,10 @@ use crate::{
     backend::registry,
     cli::check,
     clock::SystemClock,
-    config::{Config, Env},
+    config::{self, Config, Env},
     error::{Error, Result, codes},
     mount::tmpfs::TmpfsMounter,
-    observe::{audit::Audit, events::Events, log},
+    observe::{audit::Audit, events::Events, log, metrics::Metrics},
     source::pool::Rules,
     spec::{self, Place, Setting, VolumeSpec},
     volume::{Mounters, Parts, Settings, record::Records},
@@ -57,6 +57,21 @@ pub struct Node {
     pub registry: registry::Registry,
     /// What a spec is read for.
     pub setting: Setting,
+    /// Where deliveries are recorded; `None`: nowhere.
+    audit: Option<config::Audit>,
+}
+
+impl Node {
+    /// Opens the audit log, if the configuration names a file. Stdout is not for it: a command's results are there.
+    ///
+    /// # Errors
+    /// `node.io`.
+    pub fn audit(&self) -> Result<Audit> {
+        match &self.audit {
+            Some(audit) => Audit::start(audit, Arc::new(SystemClock)),
+            None => Ok(Audit::off()),
+        }
+    }
 }
 
 /// Those of a configuration file, or without one a single backend `store` at the usual place. `None`: the configuration
@@ -65,6 +80,7 @@ pub struct Node {
 /// # Errors
 /// `config.unreadable`, `usage`.
 pub fn node(config: Option<&Path>, flags: &StoreFlags, env: &Env) -> Result<Option<Node>> {
+    tracing::trace!(named = config.is_some(), "the configuration is read");
     let config = match config {
         None => Config::local(
             &absolute(store_dir(flags.store.as_deref(), env)?)?,
@@ -91,6 +107,7 @@ pub fn node(config: Option<&Path>, flags: &StoreFlags, env: &Env) -> Result<Opti
     Ok(Some(Node {
         registry: registry::Registry::build(&config, 0)?,
         setting,
+        audit: config.audit.file.is_some().then_some(config.audit),
     }))
 }
 
@@ -128,7 +145,7 @@ pub fn report(file: &str, text: &str, problems: &[spec::Problem]) {
 }
 
 /// What volumes stand on, on this machine.
-pub fn parts(registry: registry::Registry) -> Parts {
+pub fn parts(registry: registry::Registry, audit: Audit) -> Parts {
     Parts {
         clock: Arc::new(SystemClock),
         settings: watch::channel(Arc::new(Settings {
@@ -142,6 +159,7 @@ pub fn parts(registry: registry::Registry) -> Parts {
         rules: Rules::default(),
         records: Records::off(),
         events: Events::off(),
-        audit: Audit::off(),
+        audit,
+        metrics: Metrics::default(),
     }
 }

@@ -60,6 +60,8 @@ pub struct Reloader {
     env: Env,
     clock: Arc<dyn Clock>,
     running: Config,
+    /// What was running before, and since when what the file said was.
+    before: Option<(Config, Wall)>,
     /// The text that was judged last.
     judged: Option<String>,
     /// Something has changed since then. True at first: the file may have changed since it was read for the start.
@@ -96,6 +98,7 @@ impl Reloader {
             env,
             clock,
             running: initial,
+            before: None,
             judged: None,
             dirty: true,
             watcher: None,
@@ -128,6 +131,22 @@ impl Reloader {
                 return reload; // 3
             }
         }
+    }
+
+    /// What [`Self::next`] gave last could not be applied: nothing of it is in force, and the configuration before is the running one. SIGHUP tries
+    /// again.
+    pub fn withdraw(&mut self, error: Error) {
+        let Some((former, successful_at)) = self.before.take() else {
+            return;
+        };
+        tracing::error!(%error, "the new configuration cannot be applied; the running one stays");
+        log::follow(former.log_level);
+        self.running = former;
+        self.last.send_modify(|last| {
+            last.successful = false;
+            last.successful_at = successful_at;
+            last.error = Some(error);
+        });
     }
 
     async fn something(&mut self) {
@@ -226,7 +245,8 @@ impl Reloader {
                 return None;
             }
         };
-        self.running = new.clone();
+        let former = std::mem::replace(&mut self.running, new.clone());
+        self.before = Some((former, self.last.borrow().successful_at));
         let now = self.clock.wall();
         self.last.send_modify(|last| {
             last.judged += 1;

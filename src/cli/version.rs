@@ -64,18 +64,24 @@ const KERNEL: [Feature; 5] = [
 /// Kinds of mounts that this program has.
 const MOUNTS: [&str; 1] = ["tmpfs"];
 
+/// What this was built from: `SECRETFS_COMMIT` at build time.
+pub const COMMIT: &str = match option_env!("SECRETFS_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
 /// Runs `version`.
 ///
 /// # Errors
 /// `stdout.closed`, `node.io` when stdout cannot be written.
 pub fn run(args: &VersionArgs, out: &mut dyn Write) -> Result<()> {
     let release = process::kernel_release();
+    tracing::trace!(release, "the kernel");
     let text = text(args.json, &release, process::in_user_namespace());
     out.write_all(text.as_bytes()).map_err(Error::stdout)
 }
 
 fn text(json: bool, release: &str, in_namespace: bool) -> String {
-    let commit = option_env!("SECRETFS_COMMIT").unwrap_or("unknown");
     let backends = registry::BUILTINS.iter().map(|(kind, _)| *kind);
     let features: Vec<_> = backends.chain(MOUNTS).collect();
     let have = parse(release);
@@ -87,13 +93,13 @@ fn text(json: bool, release: &str, in_namespace: bool) -> String {
             .map(|feature| (feature.name.to_owned(), json!(there(feature))))
             .collect();
         let version = json!({
-            "version": env!("CARGO_PKG_VERSION"), "commit": commit, "features": features,
+            "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "features": features,
             "kernel": { "release": release, "userNamespace": in_namespace, "features": kernel },
         });
         return format!("{version}\n");
     }
     let mut text = format!(
-        "secretfs {} (commit {commit})\nfeatures {}\nkernel {release}\n",
+        "secretfs {} (commit {COMMIT})\nfeatures {}\nkernel {release}\n",
         env!("CARGO_PKG_VERSION"),
         features.join(", ")
     );

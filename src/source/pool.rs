@@ -182,6 +182,18 @@ impl Pool {
         Some(freshest.caller.clone())
     }
 
+    /// How many leases are held, by backend.
+    pub fn leases(&self) -> BTreeMap<BackendName, u64> {
+        let mut held = BTreeMap::new();
+        for source in self.sources.values() {
+            let leases = source.leases.len() as u64;
+            if leases > 0 {
+                *held.entry(source.key.object.backend.clone()).or_default() += leases;
+            }
+        }
+        held
+    }
+
     /// Whether there is a source of this backend.
     pub fn knows(&self, backend: &(u64, BackendName)) -> bool {
         let door = self.door_ids.get(backend);

@@ -10,8 +10,10 @@
 //!
 //! Does not: decide when to ask, retry, render, or know a volume's files.
 
+mod shown;
+
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,12 +27,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::shown::Shown;
 use crate::{
     backend::{Backend, Cx, Want},
-    caller::{Caller, Credentials, Identity},
+    caller::{Caller, Credentials, Identity, Principal},
     clock::{Alarm, Clock, Mono},
     error::{Error, Result, codes},
     limits,
+    observe::metrics::Metrics,
     path::VolumeId,
     secret::{Known, Lease, Object, Version},
     source::{Effect, Event, SourceKey, SourceView, Terms, bell::Bell, caught::caught, pool::Pool},
@@ -90,12 +94,18 @@ enum Message {
     SubscribeKnown(Subscription, oneshot::Sender<Option<Vec<View>>>),
     Follow(Moving, oneshot::Sender<Vec<View>>),
     Tell(Event, Option<oneshot::Sender<()>>),
+    Leases(oneshot::Sender<BTreeMap<BackendName, u64>>),
     Stop(oneshot::Sender<()>),
 }
 
 impl Sources {
     /// Starts the runner. `panics` counts those of backends.
-    pub fn start(clock: Arc<dyn Clock>, pool: Pool, panics: Arc<AtomicU64>) -> Self {
+    pub fn start(
+        clock: Arc<dyn Clock>,
+        pool: Pool,
+        panics: Arc<AtomicU64>,
+        metrics: Metrics,
+    ) -> Self {
         let (inbox, messages) = mpsc::unbounded_channel();
         let (hint, hints) = mpsc::unbounded_channel();
         let runner = Runner {
@@ -112,6 +122,7 @@ impl Sources {
             stopping: false,
             hint,
             panics,
+            metrics,
             warned: HashMap::new(),
         };
         tokio::spawn(async move {
@@ -195,12 +206,6 @@ impl Sources {
     }
 }
 
-/// A source's view, and who looks at it.
-struct Shown {
-    view: watch::Sender<SourceView>,
-    subscribers: HashMap<VolumeId, Arc<Bell>>,
-}
-
 /// What a request was, for when it ends in a panic.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -227,6 +232,7 @@ struct Runner {
     stopping: bool,
     hint: mpsc::UnboundedSender<Hint>,
     panics: Arc<AtomicU64>,
+    metrics: Metrics,
     /// When the log last said that a backend's changes are not told.
     warned: HashMap<BackendName, Mono>,
 }
@@ -264,6 +270,7 @@ impl Runner {
                         self.told(event);
                         reply.map(|reply| reply.send(()));
                     }
+                    Some(Message::Leases(reply)) => drop(reply.send(self.pool.leases())),
                     Some(Message::Stop(reply)) => break Some(reply),
                     None => break None,
                 },
@@ -299,10 +306,10 @@ impl Runner {
                 optional: want.optional,
             };
             self.backends.entry(name).or_insert(want.backend);
-            let shown = self.shown.entry(want.key.clone()).or_insert_with(|| Shown {
-                view: watch::Sender::new(SourceView::unknown()),
-                subscribers: HashMap::new(),
-            });
+            let shown = self.shown.entry(want.key.clone());
+            let shown = shown.or_insert_with(Shown::unknown);
+            let meter = self.metrics.backend(&want.key.object.backend);
+            meter.lookup(shown.found_by(&volume));
             shown.subscribers.insert(volume.clone(), wake.clone());
             views.push(shown.view.subscribe());
             self.on(Event::Subscribe {
@@ -362,19 +369,7 @@ impl Runner {
         match effect {
             Effect::Show(key, view) => {
                 if let Some(shown) = self.shown.get(&key) {
-                    // a newcomer is no news for the others: a thousand that come one by one would wake a thousand each time
-                    let before = shown.view.borrow().clone();
-                    let news = !before.shows_the_same(&view);
-                    let says_news = !before.says_the_same(&view);
-                    shown.view.send_if_modified(|old| {
-                        *old = view;
-                        news
-                    });
-                    let bells = shown
-                        .subscribers
-                        .values()
-                        .filter(|bell| says_news || (news && bell.is_listened_to()));
-                    bells.for_each(|bell| bell.ring());
+                    shown.show(view);
                 }
             }
             Effect::WakeAt(at) => self.alarm.set(Some(at)),
@@ -412,6 +407,7 @@ impl Runner {
             self.backend(&key),
             self.question(&key, Mono::from_nanos(u64::MAX)),
         );
+        let caller = watcher(&key, caller);
         let (hint, pending) = (self.hint.clone(), Arc::new(AtomicBool::new(false)));
         self.spawn(key.clone(), Kind::Watch, async move {
             let tell = || {
@@ -574,6 +570,17 @@ fn about(event: Event) -> Event {
             Event::Renewed(key, Err(error))
         }
         other => other,
+    }
+}
+
+/// As whom to watch. A watch outlives republishes and the volume that it began with, and so would the tokens that this one brought: who asks
+/// as the node needs none.
+fn watcher(key: &SourceKey, caller: Caller) -> Caller {
+    match key.principal {
+        Principal::Node | Principal::Local(_) => {
+            Arc::new((caller.0.clone(), Credentials::default()))
+        }
+        Principal::ServiceAccount { .. } | Principal::Pod(_) => caller,
     }
 }
 

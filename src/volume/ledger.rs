@@ -30,7 +30,9 @@ impl Ledger {
     /// [`Budget::admit`].
     pub fn admit(&self, id: &VolumeId, who: &Identity) -> Result<()> {
         let limits = self.limits();
-        self.lock().admit(id, who, &limits)
+        let admitted = self.lock().admit(id, who, &limits);
+        tracing::trace!(volume_id = %id, ok = admitted.is_ok(), "counted against the limits");
+        admitted
     }
 
     /// [`Budget::adopt`].
@@ -50,6 +52,12 @@ impl Ledger {
             let limits = ledger.limits();
             ledger.lock().charge(&id, bytes, &limits)
         })
+    }
+
+    /// Bytes charged to all, and how many there may be.
+    pub fn of_node(&self) -> (u64, u64) {
+        let limit = self.limits().bytes_per_node;
+        (self.lock().of_node(), limit)
     }
 
     fn limits(&self) -> NodeLimits {

@@ -5,8 +5,12 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
+    admin::scrape::{Scrape, Scraped},
     backend::registry::Registry,
-    cli::reload::{Reload, Reloader},
+    cli::{
+        reload::{Reload, Reloader},
+        version,
+    },
     clock::{Clock, SystemClock},
     config::{Config, Env},
     csi::{
@@ -20,7 +24,7 @@ use crate::{
     error::Result,
     kube::{Kube, Way, reports::Writer},
     mount::{Root, tmpfs::TmpfsMounter},
-    observe::{audit::Audit, events::Events, ready::Readiness},
+    observe::{audit::Audit, events::Events, metrics::Metrics, ready::Readiness},
     policy::Policy,
     source::pool::Rules,
     sys::{fs::RealFs, process},
@@ -34,6 +38,7 @@ pub struct Plugin {
     pub volumes: Volumes,
     pub readiness: Readiness,
     pub audit: Audit,
+    pub metrics: Metrics,
     pub reloader: Reloader,
     expect: watch::Receiver<Expect>,
     settings: watch::Sender<Arc<Settings>>,
@@ -48,6 +53,7 @@ impl Plugin {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let node = config.node.clone().unwrap_or_else(process::host_name);
         let readiness = Readiness::default();
+        tracing::trace!(node, "the plugin is put together");
         let mounter = TmpfsMounter::new(Arc::new(RealFs)).below(Root {
             dir: config.kubelet_dir.clone(),
             shared: config.require_propagation,
@@ -82,7 +88,9 @@ impl Plugin {
             };
             tokio::spawn(watching.start());
         }
-        let settings = settings(&config, Registry::build(&config, 0)?);
+        let metrics = Metrics::default();
+        let registry = Registry::rebuild(&Registry::counting(metrics.clone()), &config)?;
+        let settings = settings(&config, registry);
         let settings = watch::Sender::new(Arc::new(settings));
         let volumes = Volumes::start(Parts {
             clock: clock.clone(),
@@ -94,6 +102,7 @@ impl Plugin {
             records: Records::below(&config.runtime_dir),
             events,
             audit: audit.clone(),
+            metrics: metrics.clone(),
         });
         let reloader = Reloader::new(file.to_owned(), config.clone(), env.clone(), clock)?;
         Ok(Self {
@@ -102,6 +111,7 @@ impl Plugin {
             volumes,
             readiness,
             audit,
+            metrics,
             reloader,
             expect: expected,
             settings,
@@ -116,23 +126,39 @@ impl Plugin {
             expect: self.expect.clone(),
             readiness: self.readiness.clone(),
             audit: self.audit.clone(),
-            log: RpcLog::new(Arc::new(SystemClock)),
+            log: RpcLog::new(Arc::new(SystemClock)).counting(self.metrics.clone()),
         };
         let info = PluginInfo::new(self.config.driver.clone(), self.readiness.clone());
         Services::new(Arc::new(info), Arc::new(node))
+            .measured(Arc::new(SystemClock), self.metrics.clone())
     }
 
-    /// Applies a changed configuration. A backend whose settings are as they were stays, with its sources.
-    pub fn apply(&self, reload: &Reload) {
+    /// What a scrape looks at.
+    pub fn scrape(&self) -> Scrape {
+        let last = self.reloader.last();
+        let config = move || {
+            let last = last.borrow();
+            (last.successful, last.successful_at)
+        };
+        Scrape::new(Scraped {
+            metrics: self.metrics.clone(),
+            volumes: self.volumes.clone(),
+            audit: self.audit.clone(),
+            commit: version::COMMIT,
+            config: Box::new(config),
+        })
+    }
+
+    /// Applies a changed configuration, all of it or, if a backend cannot be made, nothing. A backend whose settings are as they were stays,
+    /// with its sources.
+    pub fn apply(&mut self, reload: &Reload) {
         let before = self.settings.borrow().clone();
         match Registry::rebuild(&before.registry, &reload.config) {
             Ok(registry) => {
                 let settings = settings(&reload.config, registry);
                 self.settings.send_replace(Arc::new(settings));
             }
-            Err(error) => {
-                tracing::error!(%error, "the new backends cannot be made; the running configuration stays");
-            }
+            Err(error) => self.reloader.withdraw(error),
         }
     }
 }

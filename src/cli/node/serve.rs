@@ -18,7 +18,7 @@ use crate::{
     },
     error::{Error, Result, codes},
     limits,
-    observe::ready::Readiness,
+    observe::{metrics::Metrics, ready::Readiness},
     volume::Restored,
 };
 
@@ -42,13 +42,18 @@ pub async fn serve(
     let admin = Admin::new(plugin.volumes.clone()).of_node(view(&plugin, &doors, file));
     let registration = Registration::new(&plugin.config.driver, &plugin.config.endpoint);
     let (admin_door, http_door) = (doors.admin()?, doors.http()?);
-    let readiness = plugin.readiness.clone();
+    let (readiness, metrics) = (plugin.readiness.clone(), plugin.metrics.clone());
+    let health = Health::new(readiness.clone(), plugin.scrape());
+    if doors.registration().is_some() {
+        // before anybody can ask
+        readiness.note("registration", Err(Error::new(&codes::CSI_NOT_REGISTERED)));
+    }
     let mut serving = pin!(async {
         tokio::select! {
             ended = server::serve(doors.csi(), services.clone()) => ended,
-            ended = register(&doors, &registration, &readiness) => ended,
+            ended = register(&doors, &registration, &readiness, &metrics) => ended,
             never = at(admin_door, admin) => match never {},
-            never = at(http_door, Health::new(readiness.clone())) => match never {},
+            never = at(http_door, health) => match never {},
         }
     });
     out.write_all(ready_line(&plugin, restored, &doors).as_bytes())
@@ -92,7 +97,12 @@ async fn stop(plugin: &Plugin, services: &Services) {
 }
 
 /// Answers the kubelet's registration, if it is to be, and shows what came of it. Publishes do not wait for it: who sends one knows us.
-async fn register(doors: &Doors, registration: &Registration, readiness: &Readiness) -> Result<()> {
+async fn register(
+    doors: &Doors,
+    registration: &Registration,
+    readiness: &Readiness,
+    metrics: &Metrics,
+) -> Result<()> {
     let Some(socket) = doors.registration() else {
         return pending().await;
     };
@@ -104,6 +114,7 @@ async fn register(doors: &Doors, registration: &Registration, readiness: &Readin
                 Registered::Unasked => Err(Error::new(&codes::CSI_NOT_REGISTERED)),
                 Registered::No(why) => Err(Error::new(&codes::CSI_NOT_REGISTERED).detail(why)),
             };
+            metrics.registered(registered.is_ok());
             readiness.note("registration", registered);
             if state.changed().await.is_err() {
                 return pending().await;
@@ -144,6 +155,7 @@ fn view(plugin: &Plugin, doors: &Doors, file: &Path) -> NodeView {
         readiness: plugin.readiness.clone(),
         kubernetes: plugin.config.kubernetes,
         http: doors.http_address(),
+        scrape: plugin.scrape(),
         config: Box::new(config),
     }
 }

@@ -66,6 +66,11 @@ impl Leases {
         self.held.is_empty()
     }
 
+    /// How many are held.
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     /// Another object has come, with this lease. Its number.
     pub(super) fn object(&mut self, now: Mono, lease: Option<Lease>) -> u64 {
         self.current += 1;
