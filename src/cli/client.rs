@@ -119,6 +119,7 @@ async fn exchange(
     method: Method,
     path: &str,
 ) -> std::result::Result<Bytes, Failure> {
+    tracing::trace!(socket = %socket.display(), path, "an admin socket is asked");
     let short = Short::of(socket)?;
     let stream = UnixStream::connect(&short.path).await?;
     let (mut sender, connection) =

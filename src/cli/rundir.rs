@@ -72,6 +72,7 @@ pub fn usable(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// `node.io`, naming the path.
 pub fn bind(path: &Path, step: &'static str) -> Result<SocketFile> {
+    tracing::trace!(path = %path.display(), step, "a socket");
     SocketFile::bind(path).map_err(|error| {
         Error::new(&codes::NODE_IO)
             .object(path.display())
@@ -96,6 +97,12 @@ pub fn listen(socket: &SocketFile) -> Result<Listener> {
 /// The admin socket of a volume in `dir`.
 pub fn socket(dir: &Path, id: &VolumeId) -> PathBuf {
     dir.join(format!("mount-{id}.sock"))
+}
+
+/// Whose admin socket it is: the id of the volume of a `secretfs mount`.
+pub fn volume_of(socket: &Path) -> Option<&str> {
+    let name = socket.file_name()?.to_str()?;
+    name.strip_prefix("mount-")?.strip_suffix(".sock")
 }
 
 /// Held as long as this process serves a target.

@@ -1,38 +1,43 @@
 //! `secretfs status` and `secretfs refresh`.
 
+pub mod show;
+mod watch;
+
 use std::{
-    fmt::Write as _,
     io::{IsTerminal, Write},
-    path::PathBuf,
-    time::Duration,
+    path::{Path, PathBuf},
 };
 
 use hyper::Method;
+use serde::Serialize;
+use watch::Watch;
 
 use crate::{
     backend::registry,
     cli::{
         check,
-        client::{self, About, Objection},
+        client::{self, About},
         rundir,
-        table::Table,
     },
     config::{Config, Env},
     error::{Error, Result, codes},
-    mount::mountinfo::Mounts,
-    volume::{VolumeState, VolumeStatus},
+    volume::VolumeStatus,
 };
 
 /// Shows the volumes that are served on this machine.
 ///
-/// Asks every `secretfs mount` of this user, and the node plugin if there is one: at /run/secretfs, or where --config says. CHECKED is
-/// when the store last confirmed the content, NEXT when it is asked again. A volume that is not `fresh` says why.
+/// Asks every `secretfs mount` of this user, and the node plugin if there is one: at /run/secretfs, or where --config says. The worst
+/// comes first; what is not `fresh` says since when, why and what to do (docs/reference/status.md). CHECKED is when the store last
+/// confirmed the content, NEXT when it is asked again.
+///
+/// Exit code: 0 whatever state the volumes are in, 1 if nobody answers at a socket that is there or is named, 2 if the command line or
+/// the configuration is wrong.
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
-    /// One JSON document: {"nodes": [...], "volumes": [...]}
+    /// One JSON document: {"nodes": [...], "volumes": [...], "unreachable": [...]}
     #[arg(long)]
     json: bool,
-    /// Again every second, until interrupted
+    /// Look every second, until interrupted: on a terminal the table again, else a line (--json: a document) for what changes
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -87,6 +92,14 @@ impl At {
 struct Answers {
     nodes: Vec<About>,
     volumes: Vec<Found>,
+    /// Those that are there and gave none: a plugin that is dead.
+    unreachable: Vec<Silent>,
+}
+
+/// A socket that is there, and why it does not answer.
+struct Silent {
+    socket: PathBuf,
+    error: Error,
 }
 
 /// A volume, and the socket that answered for it.
@@ -98,29 +111,25 @@ struct Found {
 /// Runs `status`.
 ///
 /// # Errors
-/// `admin.unreachable` when a socket was named and nobody answers there.
+/// `admin.unreachable` when nobody answers at a socket that was named, or that is there; what the others answer is shown all the same.
 pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
     let only = args.at.only(env)?;
+    let found = gather(env, only.as_ref()).await?;
+    if !args.watch {
+        let shown = match args.json {
+            true => json(&found, &found.statuses().collect::<Vec<_>>()),
+            false => text(&found),
+        };
+        let written = out.write_all(shown.as_bytes()).and_then(|()| out.flush());
+        written.map_err(Error::stdout)?;
+        return found.first_silence().map_or(Ok(()), Err);
+    }
+    let mut watch = Watch::new(args.json, std::io::stdout().is_terminal());
+    let mut seen = Ok(found);
     loop {
-        let found = gather(env, only.as_ref()).await?;
-        let volumes: Vec<_> = found.volumes.iter().map(|found| &found.status).collect();
-        let text = if args.json {
-            json(&found.nodes, &volumes)
-        } else {
-            heads(&found.nodes) + &render(&volumes) + &leftovers(&volumes)
-        };
-        let clear = if args.watch && !args.json && std::io::stdout().is_terminal() {
-            "\x1b[H\x1b[2J"
-        } else {
-            ""
-        };
-        write!(out, "{clear}{text}")
-            .and_then(|()| out.flush())
-            .map_err(Error::stdout)?;
-        if !args.watch {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        watch.show(seen, out)?;
+        tokio::time::sleep(watch::EVERY).await;
+        seen = gather(env, only.as_ref()).await;
     }
 }
 
@@ -130,9 +139,14 @@ pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result
 /// `volume.unknown`, `usage`, or what the stores answered.
 pub async fn refresh(args: &RefreshArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
     let only = args.at.only(env)?;
-    let found = gather(env, only.as_ref()).await?.volumes;
+    let answers = gather(env, only.as_ref()).await?;
+    let silence = answers.first_silence();
+    let found = answers.volumes;
+    if let (true, Some(error)) = (found.is_empty(), &silence) {
+        return Err(error.clone());
+    }
     let chosen = choose(&found, args)?;
-    let mut first_failure = None;
+    let mut first_failure = silence.filter(|_| args.all);
     for found in chosen {
         let path = format!("/v1/volumes/{}/refresh", found.status.id);
         match client::ask(&found.socket, Method::POST, &path).await {
@@ -184,11 +198,12 @@ fn choose<'a>(found: &'a [Found], args: &RefreshArgs) -> Result<Vec<&'a Found>> 
     }
 }
 
-/// All volumes of all sockets. A socket that a killed process left behind is no error, unless it was named.
+/// All volumes of all sockets. One that a killed `secretfs mount` left behind is no error where its mount has gone too, unless it was named.
 async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Answers> {
     let sockets = only.map_or_else(|| rundir::sockets(env), |socket| vec![socket.clone()]);
     let mut all = Answers::default();
     for socket in sockets {
+        tracing::trace!(socket = %socket.display(), "asked for its volumes");
         match client::ask(&socket, Method::GET, "/v1/volumes").await {
             Ok(volumes) => {
                 all.nodes.extend(client::node(&socket).await);
@@ -198,174 +213,69 @@ async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Answers> {
                 }));
             }
             Err(error) if only.is_some() => return Err(error),
-            Err(error) => tracing::debug!(%error, "no answer"),
+            Err(error) if !socket.exists() || is_leftover(&socket) => {
+                tracing::debug!(%error, "no answer");
+            }
+            Err(error) => all.unreachable.push(Silent { socket, error }),
         }
     }
     Ok(all)
 }
 
-fn json(nodes: &[About], volumes: &[&VolumeStatus]) -> String {
-    let nodes: Vec<_> = nodes.iter().map(|node| &node.all).collect();
-    let all = serde_json::json!({ "nodes": nodes, "volumes": volumes });
+/// Whether it is the socket of a `secretfs mount` whose mount is not there: nobody misses it.
+fn is_leftover(socket: &Path) -> bool {
+    rundir::volume_of(socket).is_some_and(|id| !show::is_mounted(id))
+}
+
+impl Answers {
+    fn statuses(&self) -> impl Iterator<Item = &VolumeStatus> {
+        self.volumes.iter().map(|found| &found.status)
+    }
+
+    fn first_silence(&self) -> Option<Error> {
+        self.unreachable.first().map(|silent| silent.error.clone())
+    }
+}
+
+impl Silent {
+    /// As it is shown, and compared by `--watch`.
+    fn line(&self) -> String {
+        format!("no answer: {}", self.error)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "socket": self.socket.to_string_lossy(),
+            "code": self.error.code().name,
+            "message": self.error.to_string(),
+        })
+    }
+}
+
+fn json(found: &Answers, volumes: &[impl Serialize]) -> String {
+    let nodes: Vec<_> = found.nodes.iter().map(|node| &node.all).collect();
+    let unreachable: Vec<_> = found.unreachable.iter().map(Silent::json).collect();
+    let all = serde_json::json!({ "nodes": nodes, "volumes": volumes, "unreachable": unreachable });
     format!("{all}\n")
 }
 
-/// What is to be known of the plugin before its volumes.
-fn heads(nodes: &[About]) -> String {
-    let mut text = String::new();
-    for node in nodes {
-        let ready = if node.objections.is_empty() {
-            "ready"
-        } else {
-            "not ready"
-        };
-        let _ = writeln!(text, "node {}, driver {}, {ready}", node.node, node.driver);
-        for Objection { part, message, fix } in &node.objections {
-            let _ = writeln!(text, "  {part}: {message}\n    {fix}");
-        }
-        if node.kubernetes == "off" {
-            let _ = writeln!(
-                text,
-                "  kubernetes: off: identities are not held against our CSIDriver object"
-            );
-        }
-        if let Some(error) = &node.config.error {
-            let _ = writeln!(
-                text,
-                "  {} has changed and is not in force: {error}",
-                node.config.file
-            );
-        }
+fn text(found: &Answers) -> String {
+    let volumes: Vec<_> = found.statuses().collect();
+    let mut text = show::heads(&found.nodes);
+    for silent in &found.unreachable {
+        text += &format!("{}\n", silent.line());
     }
-    text
-}
-
-fn render(volumes: &[&VolumeStatus]) -> String {
-    if volumes.is_empty() {
-        return "no volume is served by this user's secretfs\n".into();
+    if found.unreachable.is_empty() || !volumes.is_empty() {
+        text += &show::table(&volumes);
     }
-    let mut table = Table::new(&[
-        "VOLUME",
-        "TARGET",
-        "MOUNT",
-        "GENERATION",
-        "CHECKED",
-        "NEXT",
-        "STATE",
-    ]);
-    let mut volumes = volumes.to_vec();
-    volumes.sort_by_key(|volume| (&volume.owner, &volume.target));
-    for volume in volumes {
-        let swap = volume.usage.as_ref().is_some_and(|usage| usage.swappable);
-        let mount = format!(
-            "{:?}{}",
-            volume.mount,
-            if swap { " (swappable)" } else { "" }
-        )
-        .to_lowercase();
-        table.row([
-            if volume.owner.contains('/') {
-                volume.owner.clone()
-            } else {
-                volume.id.clone()
-            },
-            place(&volume.target).to_owned(),
-            mount,
-            volume.generation.to_string(),
-            volume
-                .checked_seconds_ago
-                .map_or("never".into(), |seconds| format!("{} ago", span(seconds))),
-            volume
-                .next_in_seconds
-                .map_or("on push".into(), |seconds| format!("in {}", span(seconds))),
-            state(volume),
-        ]);
-    }
-    table.to_string()
+    text + &show::leftovers(&volumes)
 }
 
-/// Mounts of `secretfs mount` that no process serves: what a killed one left.
-fn leftovers(volumes: &[&VolumeStatus]) -> String {
-    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
-    let mounts = Mounts::parse(&table);
-    let ours = mounts
-        .iter()
-        .filter_map(|mount| Some((mount.volume()?, mount.mount_point.display())));
-    let left = ours.filter(|(id, _)| {
-        id.as_str().starts_with("local-") && volumes.iter().all(|volume| volume.id != id.as_str())
-    });
-    let line = |(_, target)| {
-        format!(
-            "{target} is mounted and nobody serves it: `secretfs mount SPEC {target}` takes it over, `umount {target}` ends it\n"
-        )
-    };
-    left.map(line).collect()
-}
-
-/// A target as it is shown: of one that a kubelet chose, what the pod's author calls the volume.
-fn place(target: &str) -> &str {
-    let named = target
-        .strip_suffix("/mount")
-        .and_then(|target| target.rsplit_once("/volumes/kubernetes.io~csi/"));
-    named.map_or(target, |(_, name)| name)
-}
-
-/// `fresh`, or the state with its reason.
+/// What is confirmed: its state, and why it is not as it should be.
 fn state(volume: &VolumeStatus) -> String {
-    let name = match volume.state {
-        VolumeState::Fresh => "fresh",
-        VolumeState::Stale => "stale",
-        VolumeState::WaitingForToken => "waiting_for_token",
-        VolumeState::Denied => "denied",
-        VolumeState::Lost => "lost",
-        VolumeState::Adopted => "adopted",
-    };
+    let name = volume.state.name();
     match &volume.error {
         None => name.into(),
-        Some(error) => {
-            let since = error
-                .since
-                .as_ref()
-                .map_or(String::new(), |since| format!(" since {since}"));
-            format!("{name}: {}{since}", error.message)
-        }
-    }
-}
-
-/// `4s`, `12m`, `3h`, `2d`: one unit is enough to see whether something is wrong.
-fn span(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.95 => format!("{:.0}ms", s * 1000.0),
-        s if s < 90.0 => format!("{s:.0}s"),
-        s if s < 5400.0 => format!("{:.0}m", s / 60.0),
-        s if s < 172_800.0 => format!("{:.0}h", s / 3600.0),
-        s => format!("{:.0}d", s / 86_400.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kubelets_target_is_shown_by_the_name_that_the_pod_has_for_it() {
-        let uid = "d2a0cf6e-4a7c-4c1f-8f0a-5b0c8d7e6f50";
-        let kubelets = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/db/mount");
-        assert_eq!(place(&kubelets), "db");
-        assert_eq!(place("/run/app/mount"), "/run/app/mount");
-    }
-
-    #[test]
-    fn a_time_span_has_one_unit() {
-        for (seconds, text) in [
-            (0.2, "200ms"),
-            (4.2, "4s"),
-            (89.0, "89s"),
-            (720.0, "12m"),
-            (7200.0, "2h"),
-            (864_000.0, "10d"),
-        ] {
-            assert_eq!(span(seconds), text);
-        }
+        Some(error) => format!("{name}: {}", error.message),
     }
 }

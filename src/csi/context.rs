@@ -102,6 +102,17 @@ pub fn complete(request: &NodePublishVolumeRequest, expect: &Expect) -> Result<V
     Ok(id)
 }
 
+/// Reads a publish of a volume that is served: where only the author's attributes are wrong, it is a publish of no spec, which the volume refuses
+/// and stays as it is. The kubelet would take the error for the end of the volume.
+///
+/// # Errors
+/// As [`read`], but for the attributes.
+pub fn read_again(request: NodePublishVolumeRequest, expect: &Expect) -> Result<PublishRequest> {
+    read_as(request, expect, |attributes| {
+        Ok(attributes.map_or_else(AskedSpec::Wrong, AskedSpec::Raw))
+    })
+}
+
 /// Reads a publish.
 ///
 /// 1. The fields are there, and none is larger than its limit.
@@ -113,15 +124,19 @@ pub fn complete(request: &NodePublishVolumeRequest, expect: &Expect) -> Result<V
 /// # Errors
 /// `csi.bad_request`, `csi.bad_target`, `csi.not_readonly`, `spec.missing_key`, `spec.unknown_key`, `spec.too_large`; `identity.forged` when what
 /// is said of the pod in one place is not what is said in another.
-pub fn read(mut request: NodePublishVolumeRequest, expect: &Expect) -> Result<PublishRequest> {
+pub fn read(request: NodePublishVolumeRequest, expect: &Expect) -> Result<PublishRequest> {
+    read_as(request, expect, |attributes| attributes.map(AskedSpec::Raw))
+}
+
+fn read_as(
+    mut request: NodePublishVolumeRequest,
+    expect: &Expect,
+    judge: impl FnOnce(Result<Arc<str>>) -> Result<AskedSpec>,
+) -> Result<PublishRequest> {
     let (id, target) = place(&request.volume_id, &request.target_path, expect)?; // 1
     within_limits(&request)?;
     let placing = placing(mount(request.volume_capability.as_ref())?)?; // 2
-    if !request.readonly {
-        let says = "secrets are served read-only: the pod's volume needs the line `readOnly: true` under `csi:`";
-        return Err(Error::new(&codes::CSI_NOT_READONLY).detail(says));
-    }
-    let spec = spec(&request.volume_context)?; // 3
+    let spec = judge(read_only(&request).and_then(|()| spec(&request.volume_context)))?; // 3
     let mut pod = pod(&request.volume_context)?; // 4
     names::belongs(&target, &id, &pod.pod_uid, expect)?;
     let tokens = match tokens(&mut request, expect.tokens_in)? {
@@ -135,7 +150,7 @@ pub fn read(mut request: NodePublishVolumeRequest, expect: &Expect) -> Result<Pu
     Ok(PublishRequest {
         id,
         target,
-        spec: AskedSpec::Raw(spec),
+        spec,
         caller: Arc::new((Identity::Pod(pod), Credentials::new(tokens, secrets))),
         placing,
     })
@@ -164,7 +179,9 @@ fn within_limits(request: &NodePublishVolumeRequest) -> Result<()> {
             let says = format!("has more than {} entries", limits::CSI_ENTRIES);
             return Err(wrong(field, &says));
         }
-        for (key, value) in map {
+        let mut entries: Vec<_> = map.iter().collect();
+        entries.sort_unstable(); // as in `spec`: of two that are too long the same one is told each time
+        for (key, value) in entries {
             let most = match (field, key.as_str()) {
                 (_, TOKENS) => limits::TOKENS_BYTES,
                 ("secrets", _) => limits::CSI_SECRET_BYTES,
@@ -180,6 +197,11 @@ fn within_limits(request: &NodePublishVolumeRequest) -> Result<()> {
                 return Err(wrong(field, &says));
             }
         }
+    }
+    let secrets = request.secrets.iter().filter(|(key, _)| *key != TOKENS);
+    if secrets.map(|(_, value)| value.len()).sum::<usize>() > limits::CSI_SECRET_BYTES {
+        let says = format!("has values of more than {} bytes", limits::CSI_SECRET_BYTES);
+        return Err(wrong("secrets", &says));
     }
     Ok(())
 }
@@ -246,6 +268,14 @@ fn placing(mount: &MountVolume) -> Result<Placing> {
         group,
         make_target: true, // CSI v1: the plugin makes the target, below a parent that is there
     })
+}
+
+fn read_only(request: &NodePublishVolumeRequest) -> Result<()> {
+    if request.readonly {
+        return Ok(());
+    }
+    let says = "secrets are served read-only: the pod's volume needs the line `readOnly: true` under `csi:`";
+    Err(Error::new(&codes::CSI_NOT_READONLY).detail(says))
 }
 
 /// The author's attributes: all known, and the spec among them.

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, ErrorKind, Result, codes},
     limits,
     observe::{
-        audit::{Audit, Record},
+        audit::{Audit, Record, What},
         ready::Readiness,
     },
     path::{TargetPath, VolumeId},
@@ -51,15 +51,22 @@ impl Node {
         request: NodePublishVolumeRequest,
         call: &mut Call<'_>,
     ) -> Result<(), Refused> {
+        call.at(&request.target_path);
         let known = VolumeId::parse(&request.volume_id);
         let served = known.as_ref().is_some_and(|id| self.volumes.knows(id));
         let refused = |error| Refused { error, served };
         let id = context::complete(&request, &self.expect.borrow()).map_err(refused)?; // 1
         call.volume = id.to_string();
         self.readiness.check().map_err(refused)?; // 2
+        tracing::trace!(volume_id = %id, served, attributes = request.volume_context.len(), "a publish is read");
         let expect = self.expect.borrow().clone(); // not before 2: who says that we are ready has said where tokens are
-        let asked = context::read(request, &expect).map_err(|error| {
-            self.denied(&id, &error);
+        let target = TargetPath::parse(request.target_path.as_ref()).ok();
+        let read = match served {
+            true => context::read_again(request, &expect),
+            false => context::read(request, &expect),
+        };
+        let asked = read.map_err(|error| {
+            self.denied(&id, target.as_ref(), &error);
             refused(error)
         })?; // 3
         call.pod = asked.caller.0.to_string();
@@ -76,6 +83,7 @@ impl Node {
         request: NodeUnpublishVolumeRequest,
         call: &mut Call<'_>,
     ) -> Result<()> {
+        call.at(&request.target_path);
         let place = {
             let expect = self.expect.borrow();
             context::place(&request.volume_id, &request.target_path, &expect)
@@ -112,11 +120,14 @@ impl Node {
     }
 
     /// A refusal for what somebody is, or says that he is, goes on record.
-    fn denied(&self, id: &VolumeId, error: &Error) {
+    fn denied(&self, id: &VolumeId, target: Option<&TargetPath>, error: &Error) {
         if error.kind() == ErrorKind::PermissionDenied {
-            // nothing is delivered, whether it is written or not
-            // no name: what was said of him does not agree
-            let _ = self.audit.record(Record::denial(id, None, error));
+            self.audit.record(&Record {
+                who: None, // no name: what was said of him does not agree
+                path: target.map(ToString::to_string),
+                code: Some(error.code()),
+                ..Record::new(What::Deny, id)
+            });
         }
     }
 }
@@ -158,8 +169,15 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let mut call = self.log.begin("NodeGetVolumeStats");
         let found = self.served(request.get_ref());
-        let found = found.map_err(|error| status::stats(&error))?;
+        let found = found.map_err(|error| {
+            self.log.count(&error);
+            call.unknown(&error);
+            status::stats(&error)
+        })?;
+        call.volume.clone_from(&found.id);
+        call.repeated();
         Ok(Response::new(NodeGetVolumeStatsResponse {
             usage: found.usage.as_ref().map(usage).unwrap_or_default(),
             volume_condition: Some(condition(&found)),
@@ -213,19 +231,17 @@ fn usage(usage: &UsageStatus) -> Vec<VolumeUsage> {
 
 /// How it is, in a sentence: in which state, since when, why, and what to do.
 fn condition(volume: &VolumeStatus) -> VolumeCondition {
-    let (state, help) = match volume.state {
-        VolumeState::Fresh => ("fresh", ""),
-        VolumeState::Stale => ("stale", "Readers keep the last good files."),
-        VolumeState::WaitingForToken => (
-            "waiting_for_token",
-            "Readers keep the last good files; the kubelet brings a token.",
-        ),
-        VolumeState::Denied => ("denied", "Readers keep the last good files."),
-        VolumeState::Lost => ("lost", "The mount is gone from the pod; restart the pod."),
-        VolumeState::Adopted => (
-            "adopted",
-            "Served as a former process left it; the next republish completes it.",
-        ),
+    let state = volume.state.name();
+    let help = match volume.state {
+        VolumeState::Fresh => "",
+        VolumeState::Stale | VolumeState::Denied => "Readers keep the last good files.",
+        VolumeState::WaitingForToken => {
+            "Readers keep the last good files; the kubelet brings a token."
+        }
+        VolumeState::Lost => "The mount is gone from the pod; restart the pod.",
+        VolumeState::Adopted => {
+            "Served as a former process left it; the next republish completes it."
+        }
     };
     let healthy = matches!(volume.state, VolumeState::Fresh | VolumeState::Adopted);
     let message = match &volume.error {

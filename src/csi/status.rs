@@ -71,7 +71,12 @@ pub fn stats(error: &Error) -> Status {
 
 /// Whether a setting mends it, not another kernel or machine.
 fn is_setting(error: &Error) -> bool {
-    [&codes::MOUNT_NO_PROPAGATION, &codes::DRIVER_OBJECT].contains(&error.code())
+    let settings = [
+        &codes::MOUNT_NO_PROPAGATION,
+        &codes::MOUNT_NOT_EMPTY,
+        &codes::DRIVER_OBJECT,
+    ];
+    settings.contains(&error.code())
 }
 
 /// What the pod's events will show: the cause, what to do, and the code to look up.
@@ -126,6 +131,8 @@ mod tests {
             (&codes::LIMIT_EXCEEDED, C::ResourceExhausted, C::ResourceExhausted, C::ResourceExhausted),
             (&codes::BACKEND_CORRUPT, C::DataLoss, C::Unavailable, C::DataLoss),
             (&codes::MOUNT_KERNEL, C::Internal, C::Unavailable, C::Internal),
+            (&codes::MOUNT_LEFT, C::Unavailable, C::Unavailable, C::Unavailable),
+            (&codes::MOUNT_NOT_EMPTY, C::FailedPrecondition, C::Unavailable, C::FailedPrecondition),
             (&codes::MOUNT_NO_PROPAGATION, C::FailedPrecondition, C::Unavailable, C::FailedPrecondition),
             (&codes::DRIVER_OBJECT, C::FailedPrecondition, C::Unavailable, C::FailedPrecondition),
             (&codes::BUG, C::Internal, C::Unavailable, C::Internal),

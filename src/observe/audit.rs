@@ -1,12 +1,17 @@
-//! The audit log: one JSON line for each delivery, denial and removal (contract section 5).
+//! The audit log: one JSON line for each delivery, denial and removal (contract section 5; docs/reference/audit.md).
 //!
 //! A [`Record`] says who, what, which version, when; never a value, or a length or hash of one. It becomes a line when it is handed
 //! over, with the time of that moment, and waits in a bounded queue for a thread of its own that writes: no publish waits for a disk
 //! or for whoever reads our stdout.
 //!
-//! When the queue is full or the log cannot be written, `onFailure` decides. `drop`: what is lost is counted ([`Audit::dropped`]).
-//! `deny`: no further delivery is let through ([`Audit::record`] refuses it) until the log works again, and what waits is kept and
-//! written then. The same when a record has waited for [`limits::AUDIT_LATE`]: whoever reads our stdout has stopped. A line is on record when the kernel has it: nothing is synced, and a kill loses what still waits.
+//! A delivery is told once it has happened, and no sooner: [`Audit::reserve`] before the files can be read, [`Places::deliver`] after. A
+//! reservation that is dropped says nothing.
+//!
+//! When the queue is full or the log cannot be written, `onFailure` decides. `drop`: what is lost is counted ([`Audit::dropped`]), and
+//! nothing ever waits. `deny`: [`Audit::reserve`] lets a delivery begin only when every record before it has been written; it waits for that, at
+//! most [`limits::AUDIT_LATE`], and then refuses, until the log works again. What was accepted is kept and written then. So what can be missing
+//! after a kill, or while the log stands still, are the deliveries that were under way at that moment, and no others. A line is on record when the
+//! kernel has it: nothing is synced.
 //!
 //! A file is only ever appended to. One that was renamed away (logrotate) is left, and a new one begun, with mode 0600.
 
@@ -32,6 +37,7 @@ use crate::{
     error::{Code, Error, Result, codes},
     limits,
     path::VolumeId,
+    spec::ObjectRef,
 };
 
 /// What happened.
@@ -55,24 +61,54 @@ pub struct Record {
     pub volume: String,
     /// Who; `None`: not known (a forged or missing identity).
     pub who: Option<Identity>,
-    /// The secret, `backend:path`; "" where it is about the whole volume.
-    pub secret: String,
-    /// The version delivered.
+    /// Which secret; `None`: it is about the whole volume.
+    pub secret: Option<Secret>,
+    /// The version that was delivered or removed.
     pub version: Option<String>,
-    /// Why not.
+    /// Where on this node: the volume's target.
+    pub path: Option<String>,
+    /// Why.
     pub code: Option<&'static Code>,
 }
 
-impl Record {
-    /// Somebody was refused a volume, because of this error.
-    pub fn denial(volume: &VolumeId, who: Option<Identity>, error: &Error) -> Self {
+/// A secret's name, without the version or the field that a spec may name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Secret {
+    /// The backend, by its name in the configuration.
+    pub backend: String,
+    /// What the backend knows it by.
+    pub path: String,
+}
+
+impl From<&ObjectRef> for Secret {
+    fn from(object: &ObjectRef) -> Self {
         Self {
-            what: What::Deny,
+            backend: object.backend.to_string(),
+            path: object.path.to_string(),
+        }
+    }
+}
+
+impl Record {
+    /// About a whole volume, of which nothing else is known.
+    pub fn new(what: What, volume: &VolumeId) -> Self {
+        Self {
+            what,
             volume: volume.to_string(),
-            who,
-            secret: String::new(),
+            who: None,
+            secret: None,
             version: None,
-            code: Some(error.code()),
+            path: None,
+            code: None,
+        }
+    }
+
+    /// How it ended, in a word.
+    fn result(&self) -> &'static str {
+        match self.what {
+            What::Deny => "denied",
+            What::Remove if self.code == Some(&codes::MOUNT_GONE) => "lost",
+            What::Deliver | What::Remove => "ok",
         }
     }
 }
@@ -152,21 +188,32 @@ impl Audit {
         }))))
     }
 
-    /// Hands a record over; never waits.
+    /// Hands a denial or a removal over; never waits. It happens in any case: a record for which there is no room counts as dropped.
+    pub fn record(&self, record: &Record) {
+        if let Some(way) = &self.0 {
+            let line = line(record, &way.clock.wall().to_rfc3339());
+            way.queue.push(line, way.clock.now());
+        }
+    }
+
+    /// Sees to it that so many deliveries can be put on record: before the files can be read. Waits only with `onFailure: deny`, and blocks
+    /// its thread then.
     ///
     /// # Errors
-    /// `audit.unavailable`, with `onFailure: deny` only: a delivery must not be. A denial or removal happens all the same, and its
-    /// record counts as dropped.
-    pub fn record(&self, record: Record) -> Result<()> {
-        let Some(way) = &self.0 else {
-            return Ok(());
+    /// `audit.unavailable`, with `onFailure: deny` only: the deliveries must not be.
+    pub fn reserve(&self, deliveries: usize) -> Result<Places> {
+        let way = self.0.as_ref().filter(|way| way.deliveries);
+        let reserved = match way {
+            Some(way) if way.queue.keep && deliveries > 0 => {
+                way.queue.reserve(deliveries, way.clock.now())?;
+                deliveries
+            }
+            _ => 0,
         };
-        if record.what == What::Deliver && !way.deliveries {
-            return Ok(());
-        }
-        let line = line(&record, &way.clock.wall().to_rfc3339());
-        way.queue
-            .push(line, record.what == What::Deliver, way.clock.now())
+        Ok(Places {
+            way: way.cloned(),
+            reserved,
+        })
     }
 
     /// Records that are in no log, since the start.
@@ -199,6 +246,39 @@ impl Audit {
     }
 }
 
+/// Room for deliveries that are about to happen. Dropped: they did not.
+#[must_use]
+pub struct Places {
+    way: Option<Arc<Way>>,
+    reserved: usize,
+}
+
+impl Places {
+    /// They have happened.
+    pub fn deliver(self, records: &[Record]) {
+        let Some(way) = &self.way else {
+            return;
+        };
+        let (time, now) = (way.clock.wall().to_rfc3339(), way.clock.now());
+        for record in records {
+            let line = line(record, &time);
+            match way.queue.keep {
+                true => way.queue.keep(line),
+                false => way.queue.push(line, now),
+            }
+        }
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        if let Some(way) = self.way.as_ref().filter(|_| self.reserved > 0) {
+            way.queue.state().reserved -= self.reserved;
+            way.queue.drained.notify_all();
+        }
+    }
+}
+
 /// The thread is told to write what waits, and to end.
 impl Drop for Way {
     fn drop(&mut self) {
@@ -214,7 +294,7 @@ struct Queue {
     state: Mutex<State>,
     /// Something for the thread to do.
     more: Condvar,
-    /// The thread wrote something, or could not.
+    /// The thread wrote something, or could not; or places were given back.
     drained: Condvar,
 }
 
@@ -222,8 +302,10 @@ struct Queue {
 struct State {
     /// The first one is being written.
     waiting: VecDeque<Arc<[u8]>>,
-    /// When the first one became the first.
-    since: Option<Mono>,
+    /// Places that are taken by deliveries under way.
+    reserved: usize,
+    /// Somebody has waited in vain for the first one to be written: nobody else does, until it is.
+    stuck: bool,
     /// Why the last write failed; `None`: it did not.
     failure: Option<String>,
     dropped: u64,
@@ -237,38 +319,56 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, line: Arc<[u8]>, delivery: bool, now: Mono) -> Result<()> {
+    /// Takes a line, if there is room.
+    fn push(&self, line: Arc<[u8]>, now: Mono) {
         let mut state = self.state();
-        let must_be = self.keep && delivery;
-        let full = state.waiting.len() >= limits::AUDIT_WAITING;
-        let late = |since: Mono| now.since(since) > limits::AUDIT_LATE;
-        let why = match &state.failure {
-            Some(failure) if must_be => Some(failure.clone()),
-            _ if must_be && state.since.is_some_and(late) => {
-                Some("a record has waited too long to be written".to_owned())
-            }
-            _ if full => Some("too many records wait to be written".to_owned()),
-            _ => None,
-        };
-        let Some(why) = why else {
-            if state.waiting.is_empty() {
-                state.since = Some(now);
-            }
+        if state.waiting.len() + state.reserved < limits::AUDIT_WAITING {
             state.waiting.push_back(line);
             self.more.notify_one();
-            return Ok(());
-        };
-        self.more.notify_one(); // it tries again now, and not when its pause is over
-        if !must_be {
-            state.dropped += 1;
+            return;
         }
+        self.more.notify_one(); // it tries again now, and not when its pause is over
+        state.dropped += 1;
+        let complaint = state.complain(now);
+        drop(state);
+        complain(complaint, "too many records wait to be written", self.keep);
+    }
+
+    /// Takes a line for which a place was reserved.
+    fn keep(&self, line: Arc<[u8]>) {
+        self.state().waiting.push_back(line);
+        self.more.notify_one();
+    }
+
+    /// Takes so many places, once every line before has been written and there is room. More than there ever is has it alone.
+    fn reserve(&self, places: usize, now: Mono) -> Result<()> {
+        let must_wait = |state: &mut State| {
+            let crowded = state.reserved > 0 && state.reserved + places > limits::AUDIT_WAITING;
+            state.failure.is_none() && !state.stuck && (!state.waiting.is_empty() || crowded)
+        };
+        self.more.notify_one(); // after a failure it tries again now
+        let waited = self
+            .drained
+            .wait_timeout_while(self.state(), limits::AUDIT_LATE, must_wait);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let why = match &state.failure {
+            Some(failure) => failure.clone(),
+            None if waited.timed_out() && state.waiting.is_empty() => {
+                "too many deliveries are under way".to_owned()
+            }
+            None if waited.timed_out() || state.stuck => {
+                state.stuck = true;
+                "a record has waited too long to be written".to_owned()
+            }
+            None => {
+                state.reserved += places;
+                return Ok(());
+            }
+        };
         let complaint = state.complain(now);
         drop(state);
         complain(complaint, &why, self.keep);
-        if self.keep {
-            return Err(Error::new(&codes::AUDIT_UNAVAILABLE).detail(why));
-        }
-        Ok(())
+        Err(Error::new(&codes::AUDIT_UNAVAILABLE).detail(why))
     }
 
     /// The thread: writes line after line, until nobody can hand over any more.
@@ -287,10 +387,11 @@ impl Queue {
             };
             drop(state);
             let written = sink.write(&line); // 2
+            tracing::trace!(ok = written.is_ok(), "an audit record was written");
             let mut state = self.state();
             let failed = match written {
                 Ok(()) => {
-                    state.finish(&line, clock.now());
+                    state.finish(&line);
                     if state.failure.take().is_some() && state.told.is_some() {
                         tracing::warn!(dropped = state.dropped, "the audit log works again");
                     }
@@ -304,7 +405,7 @@ impl Queue {
             };
             state.failure = Some(why.clone()); // 3
             if !self.keep {
-                state.finish(&line, clock.now());
+                state.finish(&line);
                 state.dropped += 1;
             }
             let complaint = state.complain(clock.now());
@@ -325,11 +426,11 @@ impl Queue {
 
 impl State {
     /// `line` is no longer to be written. It may be gone already: a flush has given it up.
-    fn finish(&mut self, line: &Arc<[u8]>, now: Mono) {
+    fn finish(&mut self, line: &Arc<[u8]>) {
+        self.stuck = false;
         let first = self.waiting.front();
         if first.is_some_and(|first| Arc::ptr_eq(first, line)) {
             self.waiting.pop_front();
-            self.since = (!self.waiting.is_empty()).then_some(now);
         }
     }
 
@@ -428,6 +529,8 @@ struct Line<'r> {
     secret: Option<&'r str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'r str>,
     result: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'static str>,
@@ -456,20 +559,18 @@ fn line(record: &Record, time: &str) -> Arc<[u8]> {
             (Some(pod), None)
         }
     };
-    let secret = record.secret.split_once(':');
+    let secret = record.secret.as_ref();
     let line = Line {
         time,
         event: record.what,
         volume: &record.volume,
         pod,
         uid,
-        backend: secret.map(|(backend, _)| backend),
-        secret: secret.map(|(_, path)| path),
+        backend: secret.map(|secret| secret.backend.as_str()),
+        secret: secret.map(|secret| secret.path.as_str()),
         version: record.version.as_deref(),
-        result: match record.what {
-            What::Deny => "denied",
-            What::Deliver | What::Remove => "ok",
-        },
+        path: record.path.as_deref(),
+        result: record.result(),
         code: record.code.map(|code| code.name),
     };
     let mut bytes = serde_json::to_vec(&line).unwrap_or_default(); // text and numbers: it cannot fail

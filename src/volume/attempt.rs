@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::{
     clock::Mono,
-    error::{Error, Result, codes},
+    error::{Code, Error, Result, codes},
     render::Known,
+    spec::ObjectRef,
     volume::{
         Published, Refused,
         publish::Order,
         served::{Followed, known},
+        trail::is_denial,
     },
 };
 
@@ -56,6 +58,17 @@ impl Attempt {
         }
     }
 
+    /// The secrets of which nothing is known because they are denied.
+    pub fn denied(&self) -> Vec<(ObjectRef, &'static Code)> {
+        let denied = |source: &Followed| {
+            let view = source.view.borrow();
+            let error = view.error.as_deref().filter(|error| is_denial(error))?;
+            let is_unknown = matches!(view.known, Known::Unknown);
+            is_unknown.then(|| (source.key.object.clone(), error.code()))
+        };
+        self.sources.iter().filter_map(denied).collect()
+    }
+
     /// Returns when nobody waits for it any more; never, where there is none.
     pub async fn abandoned(this: Option<&mut Self>) {
         match this {
@@ -75,18 +88,14 @@ impl Followed {
 /// Somebody who waits for a publish.
 pub(super) struct Waiting {
     reply: oneshot::Sender<Result<Published, Refused>>,
-    _flight: Flight,
 }
 
 impl Waiting {
     /// And the end at which he waits.
-    pub fn new(flight: Flight) -> (Self, oneshot::Receiver<Result<Published, Refused>>) {
+    pub fn new() -> (Self, oneshot::Receiver<Result<Published, Refused>>) {
+        tracing::trace!("a publish is handed over");
         let (reply, answer) = oneshot::channel();
-        let waiting = Self {
-            reply,
-            _flight: flight,
-        };
-        (waiting, answer)
+        (Self { reply }, answer)
     }
 
     /// Whether he has gone.
@@ -99,22 +108,5 @@ impl Waiting {
         let _ = self
             .reply
             .send(result.map_err(|error| Refused { error, served }));
-    }
-}
-
-/// Counts a call that is under way; dropped, it is over.
-pub(super) struct Flight(watch::Sender<usize>);
-
-impl Flight {
-    /// One more.
-    pub fn new(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     spec::MountKind,
     volume::{
         decide::Seen,
-        served::{self, Job},
+        served::{self, Job, hides_the_mount},
         task::Task,
     },
 };
@@ -50,10 +50,12 @@ impl Task {
             return;
         };
         let (kind, target) = (served.spec.mount, served.target.clone());
+        tracing::trace!(volume_id = %self.id, "a look at the mount");
         let is_local = matches!(served.identity, Identity::Local { .. });
-        let Ok(seen) = self.probe(kind, &target).await else {
+        let Ok(probe) = self.probe_whole(kind, &target).await else {
             return;
         };
+        let seen = Seen::of(&probe, &self.id);
         let is_back = match seen {
             Seen::Ours => true,
             Seen::Absent => is_local && self.bring_back().await,
@@ -62,6 +64,9 @@ impl Task {
         let Some(served) = &mut self.served else {
             return;
         };
+        if seen == Seen::Ours && probe.altered().is_none() {
+            served.seen(self.shared.clock.now(), None);
+        }
         match (is_back, served.gone) {
             (true, true) => served.shows_again(),
             (false, false) => {
@@ -69,6 +74,26 @@ impl Task {
                 served.failed(self.shared.clock.now(), error);
             }
             (true, false) | (false, true) => {}
+        }
+    }
+
+    /// Notes on what is served that a publish found its mount altered, or as it was made.
+    pub fn note_altered(&mut self, target: &TargetPath, altered: Option<Error>) {
+        let served = self.served.as_mut();
+        if let Some(served) = served.filter(|served| served.target == *target) {
+            served.seen(self.shared.clock.now(), altered);
+        }
+    }
+
+    /// Notes on what is served that a publish was refused because something lies on its mount. Asked again and again, it is one failure.
+    pub fn note_hidden(&mut self, error: &Error) {
+        if let Some(served) = &mut self.served
+            && hides_the_mount(error.code())
+        {
+            let told = served.failure.as_ref();
+            if told.is_none_or(|told| told.error.code() != error.code()) {
+                served.failed(self.shared.clock.now(), error.clone());
+            }
         }
     }
 
@@ -80,13 +105,19 @@ impl Task {
         let Some(served) = &mut self.served else {
             return false;
         };
+        served.put_loss_on_record(&self.id, &self.shared.audit);
         if let Some(mut mounted) = served.mounted.take() {
-            let call = move || (mounted.attach(), mounted);
+            let (audit, trail) = (
+                self.shared.audit.clone(),
+                served.trail(&self.id, &served.rendered),
+            );
+            let call = move || (trail.shown(&audit, || mounted.attach()), mounted);
             let Ok((attached, mounted)) = self.shared.blocking(call).await else {
                 return false;
             };
             served.mounted = Some(mounted);
             if attached.is_ok() {
+                served.delivered(&served.rendered.clone());
                 served.shows_again();
                 tracing::warn!(volume_id = %self.id, "the mount had gone; it is attached again"); // 1
                 return true;
@@ -96,8 +127,8 @@ impl Task {
         if known.iter().any(|known| matches!(known, Known::Unknown)) {
             return false;
         }
-        let (who, spec, before) = (&served.identity, &served.spec, served.generation);
-        let job = Job::new(&self.id, who, spec, &served.sources, &known, before);
+        let trail = served.trail(&self.id, &known);
+        let job = Job::new(&served.spec, &known, served.generation, trail);
         let (target, placing) = (&served.target, &served.placing);
         let shown = served::mount(&self.shared, &self.id, target, placing, job).await;
         let Ok(shown) = shown else {

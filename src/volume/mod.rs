@@ -5,7 +5,7 @@
 //!
 //! [`Volumes`] is the way in. `decide` is the idempotency table and `complaint` the log's patience, both pure; `task` is the loop,
 //! `publish` its longest command, `shortcut` the common first one, `read` where its spec comes from, `specs` those that were read, `unpublish` the last command, `restore` the first after a restart, with the
-//! help of `record`; `look` is what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows; `status` is what is told.
+//! help of `record`; `look` is what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows; `status` is what is told, `gauges` the sum of it, `trail` what goes on record.
 //!
 //! Does not: ask a store, know when to ask one, or know how a mount is made.
 
@@ -15,6 +15,7 @@ pub mod decide;
 pub mod record;
 
 mod attempt;
+mod gauges;
 mod ledger;
 mod look;
 mod publish;
@@ -26,10 +27,12 @@ mod shortcut;
 mod specs;
 mod status;
 mod task;
+mod trail;
 mod unpublish;
 mod volumes;
 mod wanted;
 
+pub use gauges::Gauges;
 pub use restore::Restored;
 pub use volumes::{
     AskedSpec, Mounters, Parts, Placing, PublishRequest, Published, Refused, Settings, Volumes,
@@ -54,6 +57,30 @@ pub enum VolumeState {
     Lost,
     /// Served as a former process left it; not yet completed.
     Adopted,
+}
+
+impl VolumeState {
+    /// All of them, in the order of the contract.
+    pub const ALL: [Self; 6] = [
+        Self::Fresh,
+        Self::Stale,
+        Self::WaitingForToken,
+        Self::Denied,
+        Self::Lost,
+        Self::Adopted,
+    ];
+
+    /// As the contract writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::WaitingForToken => "waiting_for_token",
+            Self::Denied => "denied",
+            Self::Lost => "lost",
+            Self::Adopted => "adopted",
+        }
+    }
 }
 
 /// What `secretfs status` shows of a volume. No secret, no hash or length of one.

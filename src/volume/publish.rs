@@ -5,10 +5,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
-    caller::{Caller, Identity},
-    error::{Error, ErrorKind, Result, codes},
+    caller::Caller,
+    error::{Error, Result, codes},
     limits,
-    observe::audit,
     path::TargetPath,
     render::{Generation, Known},
     source::{
@@ -17,14 +16,15 @@ use crate::{
     },
     spec::{MountKind, VolumeSpec},
     volume::{
-        AskedSpec, Placing, PublishRequest, Published, Settings,
+        Placing, PublishRequest, Published, Settings,
         attempt::{Attempt, Waiting},
         decide::{Call, Decision, Phase, Remembered, Seen, decide},
         record::VolumeRecord,
-        served::{self, Followed, Job, NotShown, Served},
+        served::{self, Followed, Job, Served},
         shortcut::is_taken,
         task::Task,
-        wanted::wanted,
+        trail::{About, Trail, is_denial},
+        wanted::wanted_each,
     },
 };
 
@@ -68,6 +68,7 @@ impl Task {
     }
 
     pub async fn look_first(&mut self, request: PublishRequest, caller: Waiting) {
+        tracing::trace!(volume_id = %self.id, "a publish begins with a look at its target");
         let deadline = self.shared.clock.now().after(limits::PUBLISH_DEADLINE);
         // a mount that is held is one the kubelet has had its answer for
         let mut served = self.served.is_some() || self.held.is_some();
@@ -109,9 +110,13 @@ impl Task {
         let probe = self.probe_whole(self.kind(), &request.target).await?; // 2
         let seen = Seen::of(&probe, &self.id);
         *served |= seen == Seen::Ours;
-        if let (Seen::Ours, Some(what)) = (seen, probe.altered()) {
-            let error = Error::new(&codes::MOUNT_ALTERED).object(&request.target);
-            return Err(error.detail(format!("the mount is not as it was made: {what}")));
+        if seen == Seen::Ours {
+            let altered = probe.altered().map(|what| {
+                let error = Error::new(&codes::MOUNT_ALTERED).object(&request.target);
+                error.detail(format!("the mount is not as it was made: {what}"))
+            });
+            self.note_altered(&request.target, altered.clone());
+            altered.map_or(Ok(()), Err)?;
         }
         let mut decision = decide(call, phase, record, seen); // 3
         if decision == Decision::Reattach {
@@ -135,7 +140,11 @@ impl Task {
                     false => Ok(Next::Answer(adopted)),
                 }
             }
-            Decision::Refuse(code) => Err(Error::new(code).object(&request.target)),
+            Decision::Refuse(code) => {
+                let error = Error::new(code).object(&request.target);
+                self.note_hidden(&error);
+                Err(error)
+            }
             Decision::Reattach
             | Decision::Hold
             | Decision::Lose
@@ -156,7 +165,7 @@ impl Task {
     }
 
     /// Whether a publish that failed so is answered with what is mounted.
-    fn stays(&self, error: &Error) -> bool {
+    pub fn stays(&self, error: &Error) -> bool {
         is_refusal(error) && !self.shows_nothing()
     }
 
@@ -213,8 +222,7 @@ impl Task {
     }
 
     async fn begin(&mut self, order: Order, mount: bool) -> Result<Next> {
-        let wanted = wanted(&self.id, &order.spec, &order.caller.0, &order.settings);
-        let wanted = wanted.inspect_err(|error| self.denied(&order.caller.0, error))?;
+        let wanted = self.wanted(&order)?;
         self.shared.ledger.admit(&self.id, &order.caller.0)?;
         let sources = self.subscribe(&order, wanted).await?;
         Ok(Next::Wait {
@@ -222,6 +230,27 @@ impl Task {
             sources,
             mount,
         })
+    }
+
+    /// The sources of an order; those that the policy denies go on record.
+    fn wanted(&self, order: &Order) -> Result<Vec<Wanted>> {
+        let (spec, who) = (&order.spec, &order.caller.0);
+        let each = wanted_each(&self.id, spec, who, &order.settings);
+        let pairs = spec.objects.iter().zip(&each);
+        let denied = pairs.filter_map(|(object, wanted)| {
+            let error = wanted.as_ref().err().filter(|error| is_denial(error))?;
+            Some((object, error.code()))
+        });
+        self.put_refusals_on_record(self.about(order), &order.asked(), denied);
+        each.into_iter().collect()
+    }
+
+    fn about<'v>(&'v self, order: &'v Order) -> About<'v> {
+        About {
+            id: &self.id,
+            who: Some(&order.caller.0),
+            target: &order.target,
+        }
     }
 
     pub async fn subscribe(&mut self, order: &Order, wanted: Vec<Wanted>) -> Result<Vec<Followed>> {
@@ -247,16 +276,15 @@ impl Task {
 
     pub fn followed(&self, keys: Keys, views: Vec<watch::Receiver<SourceView>>) -> Vec<Followed> {
         let before = self.served.as_ref().map(|served| &served.sources);
-        let delivered = |key: &SourceKey| {
-            let before = before?.iter().find(|source| source.key == *key);
-            before?.delivered.clone()
-        };
+        let former = |key: &SourceKey| before?.iter().find(|source| source.key == *key);
         keys.into_iter()
             .zip(views)
             .map(|((key, pushes), view)| {
                 let before = view.borrow().error.clone();
+                let former = former(&key);
                 Followed {
-                    delivered: delivered(&key),
+                    delivered: former.and_then(|former| former.delivered.clone()),
+                    is_denied: former.is_some_and(|former| former.is_denied),
                     key,
                     pushes,
                     view,
@@ -284,6 +312,11 @@ impl Task {
             tracing::debug!(volume_id = %self.id, "a publish was given up by its caller");
             return self.undo();
         };
+        if outcome.is_err() {
+            let (denied, order) = (attempt.denied(), &attempt.order);
+            let denied = denied.iter().map(|(object, code)| (object, *code));
+            self.put_refusals_on_record(self.about(order), &order.asked(), denied);
+        }
         let Attempt {
             order,
             sources,
@@ -294,7 +327,7 @@ impl Task {
             ..
         } = attempt;
         let (spec, settings) = (order.spec.clone(), order.settings.clone());
-        let (raw, who) = (order.raw.clone(), order.caller.0.clone());
+        let asked = order.asked();
         let request = look.then(|| order.again(self.id.clone()));
         let result = match outcome {
             Ok(known) if mount => self.mount(order, sources, known, look).await,
@@ -315,9 +348,7 @@ impl Task {
             }
             Err(error) => {
                 self.undo();
-                self.denied(&who, &error);
                 if !mount && self.stays(&error) {
-                    let asked = raw.map_or_else(|| AskedSpec::Parsed(spec.clone()), AskedSpec::Raw);
                     self.refuse(asked, settings, Some(spec), error)
                 } else {
                     Err(error)
@@ -353,9 +384,10 @@ impl Task {
         known: Vec<Known>,
         look: bool,
     ) -> Result<Published> {
-        let (who, served) = (&order.caller.0, self.served.as_ref());
+        let served = self.served.as_ref();
         let before = served.map_or(Generation(0), |served| served.generation);
-        let mut job = Job::new(&self.id, who, &order.spec, &sources, &known, before);
+        let trail = Trail::of(self.about(&order), &sources, &known);
+        let mut job = Job::new(&order.spec, &known, before, trail);
         job.record = self.record(&order);
         job.look = look;
         let (target, placing) = (&order.target, &order.placing);
@@ -387,19 +419,17 @@ impl Task {
         let Some(served) = &mut self.served else {
             return Err(Error::new(&codes::BUG).detail("an update of nothing"));
         };
-        let who = &order.caller.0;
-        let mut job = Job::new(
-            &self.id,
-            who,
-            &order.spec,
-            &sources,
-            &known,
-            served.generation,
-        );
+        let about = About {
+            id: &self.id,
+            who: Some(&order.caller.0),
+            target: &order.target,
+        };
+        let trail = Trail::of(about, &sources, &known).without(about, &served.sources, &sources);
+        let mut job = Job::new(&order.spec, &known, served.generation, trail);
         job.record = record;
         let shown = match served.replace(&self.shared, &self.id, job).await {
             Ok(shown) => shown,
-            Err(NotShown { error, .. }) => {
+            Err(error) => {
                 if error.code() == &codes::MOUNT_GONE {
                     served.failed(self.shared.clock.now(), error.clone());
                 }
@@ -465,8 +495,7 @@ impl Task {
     /// Serves a former process's mount as it is; it is completed when the sources are known.
     pub async fn adopt(&mut self, order: Order, record: Option<VolumeRecord>) -> Result<Published> {
         let who = &order.caller.0;
-        let wanted = wanted(&self.id, &order.spec, who, &order.settings);
-        let wanted = wanted.inspect_err(|error| self.denied(who, error))?;
+        let wanted = self.wanted(&order)?;
         let (target, placing) = (&order.target, &order.placing);
         let adopted = served::adopt(&self.shared, &self.id, target, placing, &order.spec, record);
         let adopted = adopted.await?;
@@ -495,14 +524,6 @@ impl Task {
             kind: order.spec.mount,
             placing: order.placing.clone(),
         })
-    }
-
-    /// Puts a denial on record.
-    fn denied(&self, who: &Identity, error: &Error) {
-        if error.kind() == ErrorKind::PermissionDenied {
-            let denial = audit::Record::denial(&self.id, Some(who.clone()), error);
-            let _ = self.shared.audit.record(denial); // an error: refused it is anyway
-        }
     }
 
     /// What readers see, as an answer.

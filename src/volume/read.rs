@@ -23,12 +23,20 @@ pub(super) struct Refusal {
     pub failure: Failure,
 }
 
+impl Refusal {
+    /// Whether it was this that was asked for.
+    pub fn is_of(&self, asked: &AskedSpec) -> bool {
+        self.asked.is(asked)
+    }
+}
+
 impl AskedSpec {
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Raw(one), Self::Raw(other)) => one == other,
             (Self::Parsed(one), Self::Parsed(other)) => one.digest == other.digest,
-            (Self::Raw(_), Self::Parsed(_)) | (Self::Parsed(_), Self::Raw(_)) => false,
+            (Self::Wrong(one), Self::Wrong(other)) => one.to_string() == other.to_string(),
+            (Self::Raw(_) | Self::Parsed(_) | Self::Wrong(_), _) => false,
         }
     }
 }
@@ -42,6 +50,7 @@ impl Task {
     /// 4. It is to be read.
     pub fn read(&self, request: &PublishRequest, settings: &Arc<Settings>) -> Result<Order> {
         let (spec, raw) = match &request.spec {
+            AskedSpec::Wrong(error) => return Err(error.clone()),
             AskedSpec::Parsed(spec) => (spec.clone(), None), // 1
             AskedSpec::Raw(text) => {
                 let served = self.served.as_ref();
@@ -91,6 +100,7 @@ impl Task {
             None => self.shared.clock.now(),
         };
         if before.is_none() {
+            self.shared.metrics.failed(error.code());
             tracing::warn!(volume_id = %self.id, code = error.code().name, %error, "another spec is refused; what is mounted stays");
             let message = format!(
                 "the volume keeps what it has: {error}. {} [{}]",
@@ -145,6 +155,7 @@ pub(super) fn parse(
     if let Some(found) = known.find(text, setting.place, settings) {
         return Ok(found);
     }
+    tracing::trace!(bytes = text.len(), "a spec is read");
     let parsed = spec::parse(text, &setting, &|object| settings.registry.check(object));
     let parsed = parsed.map(|spec| {
         let spec = Arc::new(spec);

@@ -25,6 +25,7 @@ use crate::{
     mount::VolumeId,
     path::TargetPath,
     spec::MountKind,
+    sys::file::open_regular,
     volume::Placing,
 };
 
@@ -161,6 +162,7 @@ impl Records {
             spec: Cow::Borrowed(&record.spec),
         };
         let path = place.path(&record.id, BEGUN);
+        tracing::trace!(volume_id = %record.id, "a record is written");
         let io = |error| failed("write a volume's record", &path, error);
         let bytes = serde_json::to_vec(&saved).map_err(|error| io(error.into()))?;
         let made = match create(&path) {
@@ -269,9 +271,7 @@ impl Place {
 
     fn read(&self, path: &Path) -> Result<VolumeRecord, Skip> {
         let mut bytes = Vec::new();
-        let open = OpenOptions::new().read(true).open(path);
-        let is_file = |file: &File| file.metadata().is_ok_and(|meta| meta.is_file());
-        let file = open.ok().filter(is_file).ok_or(Skip::Unreadable)?;
+        let file = open_regular(path).map_err(|_| Skip::Unreadable)?;
         file.take(limits::RECORD_BYTES + 1)
             .read_to_end(&mut bytes)
             .map_err(|_| Skip::Unreadable)?;

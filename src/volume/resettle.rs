@@ -160,7 +160,8 @@ impl Served {
                     };
                     let before = view.borrow().error.clone();
                     *source = Followed {
-                        delivered: None, // another store's, whatever its version
+                        delivered: source.delivered.clone(),
+                        is_denied: false,
                         key,
                         pushes,
                         view,

@@ -18,7 +18,7 @@ use crate::{
     render::Generation,
     spec::MountKind,
     volume::{
-        Volumes,
+        AskedSpec, Volumes,
         decide::{Call, Decision, Remembered, Seen, decide},
         publish::Order,
         read::parse,
@@ -155,9 +155,13 @@ fn look(shared: &Shared) -> Result<(BTreeMap<VolumeId, Found>, usize)> {
         }
     }
     let loaded = shared.records.load();
-    for (file, why) in &loaded.skipped {
+    for (file, why) in loaded.skipped.iter().take(limits::PROBLEMS) {
         let gone = matches!(why, Skip::Damaged | Skip::OtherBoot);
         tracing::warn!(file, ?why, gone, "a record is not used");
+    }
+    if loaded.skipped.len() > limits::PROBLEMS {
+        let more = loaded.skipped.len() - limits::PROBLEMS;
+        tracing::warn!(more, "more records are not used");
     }
     for (id, record) in loaded.records {
         all.entry(id).or_default().record = Some(record);
@@ -196,8 +200,11 @@ impl Task {
     }
 
     async fn take_over(&mut self, record: VolumeRecord, stage: Stage, at: TargetPath) -> Outcome {
-        let who = record.who.clone();
-        let adopted = match self.order(&record) {
+        let (who, asked) = (record.who.clone(), AskedSpec::Raw(record.spec.clone()));
+        let settings = self.shared.settings.borrow().clone();
+        let order = self.order(&record);
+        let spec = order.as_ref().ok().map(|order| order.spec.clone());
+        let adopted = match order {
             Ok(order) if order.target == at => {
                 let record = (stage == Stage::Begun).then_some(record);
                 self.adopt(order, record).await
@@ -209,7 +216,14 @@ impl Task {
         };
         match adopted {
             Ok(_) => Outcome::Restored,
-            Err(error) => self.hold(at, Some(who), Some(error)).await,
+            Err(error) => {
+                let outcome = self.hold(at, Some(who), Some(error.clone())).await;
+                if self.stays(&error) {
+                    // the kubelet will ask for the same: what is told and put on record of it now is not told again
+                    let _ = self.refuse(asked, settings, spec, error); // its answer is nobody's
+                }
+                outcome
+            }
         }
     }
 

@@ -10,10 +10,9 @@ use tokio::sync::watch;
 use crate::{
     caller::Identity,
     clock::{Mono, Wall},
-    error::{Error, Result, codes},
+    error::{Code, Error, Result, codes},
     limits,
     mount::{MountOptions, Mounted, Mounter, Usage, VolumeId},
-    observe::audit,
     path::TargetPath,
     render::{Generation, Known, Snapshot, render},
     secret::Version,
@@ -25,6 +24,7 @@ use crate::{
         record::VolumeRecord,
         shortcut::refuse_taken,
         status::{Failure, Report, SourceReport},
+        trail::Trail,
         volumes::Shared,
         wanted::wanted,
     },
@@ -37,8 +37,10 @@ pub(super) struct Followed {
     pub view: watch::Receiver<SourceView>,
     /// The error that it showed when we came.
     pub before: Option<Arc<Error>>,
-    /// The version whose delivery is on record.
-    pub delivered: Option<Version>,
+    /// The version whose delivery is on record, and of which epoch of the backend: another store's may have the same name.
+    pub delivered: Option<(u64, Version)>,
+    /// That it is denied is on record.
+    pub is_denied: bool,
 }
 
 /// A volume's state while it is served.
@@ -66,13 +68,19 @@ pub(super) struct Served {
     pub rendered: Vec<Known>,
     /// Since when there has been something to render.
     pub changed_since: Option<Mono>,
+    /// Since when readers have not seen all that is known; tries that failed do not change it.
+    pub behind_since: Option<Mono>,
     /// The volume's own failure.
     pub failure: Option<Failure>,
+    /// The mount is there and not as it was made. What is rendered does not mend that.
+    pub altered: Option<Failure>,
     pub failures: u32,
     pub retry_at: Option<Mono>,
     pub sweep_at: Option<Mono>,
     /// The target does not show our mount any more.
     pub gone: bool,
+    /// That is on record.
+    pub is_loss_told: bool,
     /// A mount was made anew under a running pod, which does not see it.
     pub lost: bool,
     /// Taken over; not every source has been known since.
@@ -97,53 +105,20 @@ pub(super) struct Job {
     pub record: Option<VolumeRecord>,
     /// See first that nothing is mounted at the target.
     pub look: bool,
-    /// Deliveries that it makes, to be put on record before it is shown.
-    pub deliveries: Vec<audit::Record>,
-}
-
-/// What a job that failed leaves.
-pub(super) struct NotShown {
-    pub error: Error,
-    /// Its deliveries are on record all the same.
-    pub delivered: bool,
-}
-
-impl From<Error> for NotShown {
-    fn from(error: Error) -> Self {
-        let delivered = false;
-        Self { error, delivered }
-    }
+    /// What is to be put on record when it is shown.
+    pub trail: Trail,
 }
 
 impl Job {
     /// The next set of a volume.
-    pub fn new(
-        id: &VolumeId,
-        who: &Identity,
-        spec: &Arc<VolumeSpec>,
-        sources: &[Followed],
-        known: &[Known],
-        before: Generation,
-    ) -> Self {
-        let deliveries = sources.iter().zip(known).filter_map(|(source, known)| {
-            let version = version(known).filter(|new| source.delivered.as_ref() != Some(new))?;
-            let object = &source.key.object;
-            Some(audit::Record {
-                what: audit::What::Deliver,
-                volume: id.to_string(),
-                who: Some(who.clone()),
-                secret: format!("{}:{}", object.backend, object.path),
-                version: Some(version.as_str().to_owned()),
-                code: None,
-            })
-        });
+    pub fn new(spec: &Arc<VolumeSpec>, known: &[Known], before: Generation, trail: Trail) -> Self {
         Self {
-            deliveries: deliveries.collect(),
             spec: spec.clone(),
             known: known.to_vec(),
             generation: Generation(before.0 + 1),
             record: None,
             look: false,
+            trail,
         }
     }
 
@@ -156,31 +131,27 @@ impl Job {
         })
     }
 
-    /// 1. Put the deliveries on record. Where that must not fail and does, nothing is shown.
+    /// 1. See to it that the deliveries can be put on record. Where that must be and cannot, nothing is shown.
     /// 2. Write the volume's record; `show`; and let the record count or not.
+    /// 3. Put on record what has been shown.
     fn run<T>(
         &mut self,
         shared: &Shared,
         id: &VolumeId,
         show: impl FnOnce() -> Result<T>,
-    ) -> Result<T, NotShown> {
-        for delivery in self.deliveries.drain(..) {
-            shared.audit.record(delivery)?; // 1
-        }
-        let written = self
-            .record
-            .take()
-            .map(|record| shared.records.write(&record)); // 2
-        let result = show();
-        match (&result, written) {
-            (Ok(_), Some(Ok(()))) => shared.recorded(shared.records.settle(id)),
-            (Ok(_), Some(error)) => shared.recorded(error),
-            (Err(_), Some(_)) => shared.records.withdraw(id),
-            (_, None) => {}
-        }
-        result.map_err(|error| NotShown {
-            error,
-            delivered: true,
+    ) -> Result<T> {
+        let record = self.record.take();
+        self.trail.shown(&shared.audit, || {
+            // 1, 3
+            let written = record.map(|record| shared.records.write(&record)); // 2
+            let result = show();
+            match (&result, written) {
+                (Ok(_), Some(Ok(()))) => shared.recorded(shared.records.settle(id)),
+                (Ok(_), Some(error)) => shared.recorded(error),
+                (Err(_), Some(_)) => shared.records.withdraw(id),
+                (_, None) => {}
+            }
+            result
         })
     }
 }
@@ -203,9 +174,7 @@ pub(super) async fn mount(
             }
             let snapshot = Arc::new(job.snapshot(context.clock.wall())?);
             let show = || mounter.publish(&target, &snapshot, &options);
-            let mounted = job
-                .run(&context, &id, show)
-                .map_err(|failed| failed.error)?;
+            let mounted = job.run(&context, &id, show)?;
             Ok(Shown {
                 usage: mounted.usage().ok(),
                 mounted,
@@ -308,7 +277,7 @@ impl Served {
     pub fn is_text(&self, asked: &AskedSpec) -> bool {
         match (asked, &self.raw) {
             (AskedSpec::Raw(text), Some(raw)) => text == raw,
-            (AskedSpec::Raw(_), None) => false,
+            (AskedSpec::Raw(_), None) | (AskedSpec::Wrong(_), _) => false,
             (AskedSpec::Parsed(spec), _) => spec.digest == self.spec.digest,
         }
     }
@@ -351,11 +320,14 @@ impl Served {
             tried: unknown.clone(),
             rendered: unknown,
             changed_since: None,
+            behind_since: None,
             failure: None,
+            altered: None,
             failures: 0,
             retry_at: None,
             sweep_at: None,
             gone: false,
+            is_loss_told: false,
             lost: false,
             adopted: false,
         }
@@ -374,6 +346,7 @@ impl Served {
         self.tried.clear();
         self.rendered.clear();
         self.changed_since = None;
+        self.behind_since = None;
         self.retry_at = None;
         self.sweep_at = None;
     }
@@ -390,7 +363,12 @@ impl Served {
         let mut in_flight = false;
         for (source, tried) in self.sources.iter().zip(&self.tried) {
             let view = source.view.borrow();
-            changed |= !same(&view.known, tried);
+            if !same(&view.known, tried) {
+                changed = true;
+                // the answer that brought it; where we forgot what was tried (a mount came back) it need not have been new
+                let known_at = view.checked_at.filter(|_| !matches!(tried, Known::Unknown));
+                self.behind_since.get_or_insert(known_at.unwrap_or(now));
+            }
             in_flight |= view.in_flight;
         }
         changed |= self.retry_at.is_some_and(|at| at <= now);
@@ -424,7 +402,8 @@ impl Served {
         shared: &Arc<Shared>,
         id: &VolumeId,
         mut job: Job,
-    ) -> Result<Shown, NotShown> {
+    ) -> Result<Shown> {
+        tracing::trace!(volume_id = %id, "a volume is rendered");
         let mounter: Arc<dyn Mounter> = shared.mounters.of(job.spec.mount)?.clone();
         let (options, target) = (
             options(shared, id, &self.placing, &job.spec),
@@ -436,13 +415,13 @@ impl Served {
                 Some(mounted) => mounted, // 1
                 None => mounter
                     .adopt(&target, &options)
-                    .map_err(|error| (None, error.into()))?,
+                    .map_err(|error| (None, error))?,
             };
             let replaced = match job.snapshot(context.clock.wall()) {
                 Ok(snapshot) => job
                     .run(&context, &id, || mounted.replace(&snapshot)) // 2, 3
                     .map(|changed| (changed, snapshot)),
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error),
             };
             match replaced {
                 Ok((changed, snapshot)) => Ok(Shown {
@@ -472,19 +451,10 @@ impl Served {
             generation: self.generation,
             record: None,
             look: false,
-            deliveries: Vec::new(),
+            trail: Trail::default(),
         };
         let made_at = self.changed_at;
         (!self.adopted).then_some(move |now: Wall| job.snapshot(made_at.unwrap_or(now)))
-    }
-
-    /// These are on record as delivered.
-    pub fn delivered(&mut self, known: &[Known]) {
-        for (source, known) in self.sources.iter_mut().zip(known) {
-            if let Some(version) = version(known) {
-                source.delivered = Some(version);
-            }
-        }
     }
 
     /// Removes what is old enough.
@@ -508,7 +478,7 @@ impl Served {
     pub fn failed(&mut self, now: Mono, error: Error) {
         self.changed_since = None;
         self.retry_at = None;
-        if error.code() == &codes::MOUNT_GONE {
+        if hides_the_mount(error.code()) {
             self.gone = true;
             self.sweep_at = None;
         } else if !error.code().name.starts_with("render.") {
@@ -527,8 +497,26 @@ impl Served {
     /// The target shows our mount after all: what was missed is rendered.
     pub fn shows_again(&mut self) {
         self.gone = false;
+        self.is_loss_told = false;
         self.failure = None;
         self.tried = vec![Known::Unknown; self.sources.len()];
+    }
+
+    /// Notes whether the mount is as it was made.
+    pub fn seen(&mut self, now: Mono, altered: Option<Error>) {
+        let before = self.altered.take();
+        self.altered = altered.map(|error| match before {
+            Some(before) if before.error.to_string() == error.to_string() => before,
+            before => Failure {
+                since: before.map_or(now, |before| before.since),
+                error: Arc::new(error),
+            },
+        });
+    }
+
+    /// What it has of failures that are not its sources'.
+    pub fn own_failure(&self) -> Option<&Failure> {
+        self.failure.as_ref().or(self.altered.as_ref())
     }
 
     /// What to tell of it.
@@ -542,7 +530,7 @@ impl Served {
             changed_at: self.changed_at,
             lost: self.gone || self.lost,
             adopted: self.adopted,
-            failure: self.failure.as_ref().or(refusal).cloned(),
+            failure: self.own_failure().or(refusal).cloned(),
             sources: self
                 .sources
                 .iter()
@@ -557,6 +545,16 @@ impl Served {
             usage: self.usage,
         }
     }
+}
+
+/// Whether it says that the target does not show our mount: it has gone, or something lies on it.
+pub(super) fn hides_the_mount(code: &Code) -> bool {
+    let all = [
+        &codes::MOUNT_GONE,
+        &codes::MOUNT_FOREIGN,
+        &codes::MOUNT_HELD,
+    ];
+    all.contains(&code)
 }
 
 /// What is known of each of these.

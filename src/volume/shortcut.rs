@@ -47,6 +47,7 @@ impl Task {
 
     /// Begins an attempt that looks when it mounts.
     pub fn mount_at_once(&mut self, order: Order, sources: Vec<Followed>, caller: Waiting) {
+        tracing::trace!(volume_id = %self.id, "all sources are known");
         self.attempt = Some(Attempt {
             order,
             sources,
@@ -60,13 +61,18 @@ impl Task {
 }
 
 impl Order {
+    /// The spec as it was asked for.
+    pub fn asked(&self) -> AskedSpec {
+        let raw = self.raw.clone().map(AskedSpec::Raw);
+        raw.unwrap_or_else(|| AskedSpec::Parsed(self.spec.clone()))
+    }
+
     /// The call that it came from.
     pub fn again(&self, id: VolumeId) -> PublishRequest {
-        let raw = self.raw.clone().map(AskedSpec::Raw);
         PublishRequest {
             id,
             target: self.target.clone(),
-            spec: raw.unwrap_or_else(|| AskedSpec::Parsed(self.spec.clone())),
+            spec: self.asked(),
             caller: self.caller.clone(),
             placing: self.placing.clone(),
         }

@@ -3,7 +3,13 @@
 //! The task puts a [`Report`] on a channel whenever something of its own changes. What ages by itself (the sources' views,
 //! "12 s ago") is read when somebody asks, from the sources' own channels: a hung fetch or a slow mount hides nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -51,18 +57,19 @@ pub(super) struct SourceReport {
 }
 
 impl Report {
-    /// As it reads now.
-    pub fn at(&self, now: Mono, wall: Wall) -> VolumeStatus {
-        let views: Vec<SourceView> = self
-            .sources
-            .iter()
-            .map(|s| s.view.borrow().clone())
-            .collect();
+    /// What its sources show now.
+    pub fn views(&self) -> impl Iterator<Item = SourceView> {
+        self.sources.iter().map(|s| s.view.borrow().clone())
+    }
+
+    /// As it reads now, on a machine that booted then.
+    pub fn at(&self, now: Mono, boot: Wall) -> VolumeStatus {
+        let views: Vec<SourceView> = self.views().collect();
         let failure = trouble(self.failure.as_ref(), &views);
         let told = |failure: &Failure| StatusError {
             code: failure.error.code().name.to_owned(),
             message: failure.error.to_string(),
-            since: Some(shown(ago(wall, now.since(failure.since)))),
+            since: Some(shown(told_at(failure.since, boot))),
         };
         let oldest = views.iter().map(|view| view.checked_at).min().flatten();
         let next = views.iter().filter_map(|view| view.next_at).min();
@@ -106,7 +113,47 @@ fn unwatched(view: &SourceView) -> Option<StatusError> {
     })
 }
 
-fn ago(wall: Wall, age: Duration) -> Wall {
+/// How far the two clocks may part before a moment reads otherwise than before: less than anybody sets a clock by, and much more than
+/// the millisecond to which the wall clock is read.
+const CLOCKS_AGREE: Duration = Duration::from_millis(500);
+
+/// When the machine booted, by the wall clock; by it a moment of ours is told. It stands still until the wall clock is set, so that a
+/// moment reads the same at each look.
+pub(super) struct Boot(AtomicI64);
+
+impl Boot {
+    /// By these clocks.
+    pub fn new(now: Mono, wall: Wall) -> Self {
+        Self(AtomicI64::new(boot(now, wall)))
+    }
+
+    /// By these clocks, unless they differ from those before by next to nothing.
+    pub fn at(&self, now: Mono, wall: Wall) -> Wall {
+        let (before, read) = (self.0.load(Ordering::Relaxed), boot(now, wall));
+        let apart = Duration::from_millis(before.abs_diff(read));
+        if apart <= CLOCKS_AGREE {
+            return Wall::from_millis(before);
+        }
+        self.0.store(read, Ordering::Relaxed);
+        Wall::from_millis(read)
+    }
+}
+
+fn boot(now: Mono, wall: Wall) -> i64 {
+    wall.as_millis().saturating_sub(millis(now))
+}
+
+fn millis(at: Mono) -> i64 {
+    i64::try_from(at.as_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// A moment, by a boot.
+fn told_at(at: Mono, boot: Wall) -> Wall {
+    Wall::from_millis(boot.as_millis().saturating_add(millis(at)))
+}
+
+/// So long before `wall`.
+pub(super) fn ago(wall: Wall, age: Duration) -> Wall {
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
     Wall::from_millis(wall.as_millis().saturating_sub(age))
 }
@@ -120,19 +167,29 @@ pub(super) fn failure_of(view: &SourceView) -> Option<Failure> {
     })
 }
 
-/// What is to be told first: the volume's own failure, else that of the source that has failed longest.
+/// What is to be told first: the volume's own failure, else that of the source that makes the worst state, and of those the one that has
+/// failed longest.
 pub(super) fn trouble(own: Option<&Failure>, views: &[SourceView]) -> Option<Failure> {
     let of_sources = || {
         views
             .iter()
             .filter_map(failure_of)
-            .min_by_key(|failure| failure.since)
+            .min_by_key(|failure| (rank(failure), failure.since))
     };
     own.cloned().or_else(of_sources)
 }
 
-/// The worst first: what cannot mend itself without somebody's help hides what can.
-fn state(lost: bool, adopted: bool, failure: Option<&Failure>) -> VolumeState {
+/// Of failures: a denial first, a token that is late last.
+fn rank(failure: &Failure) -> u8 {
+    match state(false, false, Some(failure)) {
+        VolumeState::Denied => 0,
+        VolumeState::Lost | VolumeState::Stale => 1,
+        VolumeState::WaitingForToken | VolumeState::Adopted | VolumeState::Fresh => 2,
+    }
+}
+
+/// The worst first: what cannot mend itself without somebody's help hides what can, and a failure hides that the volume was taken over.
+pub(super) fn state(lost: bool, adopted: bool, failure: Option<&Failure>) -> VolumeState {
     let Some(failure) = failure else {
         return match (lost, adopted) {
             (true, _) => VolumeState::Lost,
@@ -144,7 +201,6 @@ fn state(lost: bool, adopted: bool, failure: Option<&Failure>) -> VolumeState {
     match kind {
         _ if lost => VolumeState::Lost,
         _ if failure.error.code() == &codes::IDENTITY_TOKEN_STALE => VolumeState::WaitingForToken,
-        _ if adopted => VolumeState::Adopted,
         ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => VolumeState::Denied,
         ErrorKind::InvalidSpec
         | ErrorKind::Conflict
@@ -204,7 +260,8 @@ mod tests {
                 Some(&codes::IDENTITY_TOKEN_STALE),
                 V::WaitingForToken,
             ),
-            (false, true, Some(&codes::BACKEND_UNAVAILABLE), V::Adopted),
+            (false, true, Some(&codes::BACKEND_UNAVAILABLE), V::Stale),
+            (false, true, Some(&codes::POLICY_DENIED), V::Denied),
             (
                 false,
                 true,
@@ -233,6 +290,12 @@ mod tests {
         ];
         let code = |own| trouble(own, &views).unwrap().error.code();
         assert_eq!(code(None), &codes::BACKEND_UNAVAILABLE);
+        let mut with_denied = views.to_vec();
+        let late = view(Known::Unknown, Some(&codes::IDENTITY_TOKEN_STALE), 1);
+        let denied = view(Known::Unknown, Some(&codes::POLICY_DENIED), 10);
+        with_denied.extend([late, denied]);
+        let first = trouble(None, &with_denied).unwrap();
+        assert_eq!(first.error.code(), &codes::POLICY_DENIED);
         let own = Failure {
             error: Arc::new(Error::new(&codes::RENDER_NO_FIELD)),
             since: Mono::from_nanos(11),
@@ -247,7 +310,7 @@ mod tests {
             Some(&codes::BACKEND_TIMEOUT),
             4_000_000_000,
         ));
-        let status = report.at(Mono::from_nanos(10_000_000_000), Wall::from_millis(50_000));
+        let status = report.at(Mono::from_nanos(10_000_000_000), Wall::from_millis(40_000));
         assert_eq!(status.checked_seconds_ago, Some(7.0));
         assert_eq!(status.next_in_seconds, Some(50.0));
         let since = status.error.unwrap().since.unwrap();
@@ -256,6 +319,30 @@ mod tests {
             status.sources[0].error.as_ref().unwrap().code,
             "backend.timeout"
         );
+    }
+
+    #[test]
+    fn since_when_reads_the_same_at_each_look_until_the_wall_clock_is_set() {
+        let report = report(view(
+            Known::Unknown,
+            Some(&codes::BACKEND_TIMEOUT),
+            4_000_700_000,
+        ));
+        let wall = |nanos: u64, set: i64| {
+            let nanos = i64::try_from(nanos).unwrap() + 300_400_000; // the clocks tick their milliseconds at other moments
+            Wall::from_millis(nanos / 1_000_000 + set)
+        };
+        let boot = Boot::new(Mono::from_nanos(0), wall(0, 0));
+        let since = |nanos, set| {
+            let now = Mono::from_nanos(nanos);
+            let status = report.at(now, boot.at(now, wall(nanos, set)));
+            status.error.unwrap().since.unwrap()
+        };
+        for look in 0..1000 {
+            let at = 5_000_000_000 + look * 1_000_123_457;
+            assert_eq!(since(at, 0), "1970-01-01T00:00:04.300Z", "look {look}");
+        }
+        assert_eq!(since(5_000_000_000, 60_000), "1970-01-01T00:01:04.300Z");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     error::{Code, Error, Result, codes},
     limits,
     mount::VolumeId,
+    observe::metrics::Rotation,
     render::{Known, Snapshot},
     source::bell::Bell,
     volume::{
@@ -20,7 +21,7 @@ use crate::{
         complaint::Complaint,
         read::Refusal,
         restore::Held,
-        served::{Adopted, Job, NotShown, Served, Shown, same},
+        served::{Adopted, Job, Served, Shown, same},
         status::{Report, trouble},
         volumes::{Command, Reply, Settings, Shared},
     },
@@ -149,7 +150,6 @@ impl Task {
                 target,
                 remove_target,
                 reply,
-                flight: _flight,
             } => {
                 let result = self.unpublish(target, remove_target).await;
                 let _ = reply.send(result);
@@ -164,8 +164,9 @@ impl Task {
     /// 2. show what changed,
     /// 3. where nothing was shown, look whether the mount is still there,
     /// 4. sweep,
-    /// 5. answer those who wait for a refresh,
-    /// 6. tell.
+    /// 5. put on record what has begun by itself,
+    /// 6. answer those who wait for a refresh,
+    /// 7. tell.
     async fn step(&mut self) {
         self.wake.listen(true);
         self.progress().await; // 1
@@ -183,8 +184,9 @@ impl Task {
         {
             served.sweep(&self.shared, now).await; // 4
         }
-        self.answer_refreshes(now); // 5
-        self.tell(now); // 6
+        self.put_changes_on_record(); // 5
+        self.answer_refreshes(now); // 6
+        self.tell(now); // 7
         self.wake.listen(self.is_waiting());
     }
 
@@ -215,19 +217,26 @@ impl Task {
             return false;
         };
         let known = served.known();
-        let (who, spec, before) = (&served.identity, &served.spec, served.generation);
-        let job = Job::new(&self.id, who, spec, &served.sources, &known, before);
+        let trail = served.trail(&self.id, &known);
+        let job = Job::new(&served.spec, &known, served.generation, trail);
         served.tried.clone_from(&known);
-        match served.replace(&self.shared, &self.id, job).await {
+        let since = served.behind_since;
+        let replaced = served.replace(&self.shared, &self.id, job).await;
+        let rotation = match &replaced {
+            Ok(shown) if shown.changed => Rotation::Ok,
+            Ok(_) => Rotation::Unchanged,
+            Err(_) => Rotation::Failed,
+        };
+        let now = self.shared.clock.now();
+        let took = since.map(|since| now.since(since)).unwrap_or_default();
+        self.shared.metrics.rotated(rotation, took);
+        match replaced {
             Ok(shown) => {
                 self.took(shown, known);
                 true
             }
-            Err(NotShown { error, delivered }) => {
-                if delivered {
-                    served.delivered(&known);
-                }
-                served.failed(self.shared.clock.now(), error);
+            Err(error) => {
+                served.failed(now, error);
                 false
             }
         }
@@ -269,6 +278,7 @@ impl Task {
         served.tried.clone_from(&known);
         served.rendered = known;
         served.changed_since = None;
+        served.behind_since = None;
         served.retry_at = None;
         served.failure = None;
         served.failures = 0;
@@ -325,7 +335,7 @@ impl Task {
         let views = served.views();
         let settled = served.changed_since.is_none() && views.iter().all(|view| !view.in_flight);
         let refusal = self.refusal.as_ref().map(|refusal| &refusal.failure);
-        let failure = trouble(served.failure.as_ref().or(refusal), &views);
+        let failure = trouble(served.own_failure().or(refusal), &views);
         for waiting in std::mem::take(&mut self.refreshing) {
             if settled {
                 let result = failure
@@ -376,12 +386,13 @@ impl Task {
             return;
         };
         let views = served.views();
-        match trouble(served.failure.as_ref(), &views) {
+        match trouble(served.own_failure(), &views) {
             Some(_) if self.closing => {} // the unpublish has told it
             Some(failure) => {
                 let counted = self.complained.as_ref();
                 if !counted.is_some_and(|counted| Arc::ptr_eq(counted, &failure.error)) {
                     let error = self.complained.insert(failure.error);
+                    self.shared.metrics.failed(error.code());
                     if let Some(times) = self.complaint.failed(now, error.code()) {
                         tracing::warn!(volume_id = %self.id, generation = served.generation.0, code = error.code().name, %error, times, "a volume cannot be kept current");
                     }

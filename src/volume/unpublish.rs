@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use crate::{
     error::{Error, Result, codes},
     mount::{Mounter, VolumeId},
-    observe::audit,
     path::TargetPath,
     spec::MountKind,
     volume::{
@@ -23,6 +22,7 @@ impl Task {
     /// 5. And wherever else the kernel shows the volume: a parent of the target may have been renamed. Its record goes.
     /// 6. Forget the volume; or, if anything failed, stay until it succeeds.
     pub async fn unpublish(&mut self, named: Option<TargetPath>, remove: bool) -> Result<()> {
+        tracing::trace!(volume_id = %self.id, "an unpublish begins");
         self.end_waiting(&codes::VOLUME_CLOSED); // 1
         let kind = self
             .served
@@ -41,29 +41,28 @@ impl Task {
         }
         self.shared.sources.unsubscribe(&self.id); // 2
         self.closing = true;
-        if let Err(error) = self.take_all_down(kind, &targets, remove).await {
-            tracing::warn!(volume_id = %self.id, code = error.code().name, %error, "a volume could not be taken down");
-            if let Some(served) = &mut self.served {
-                served.failed(self.shared.clock.now(), error.clone());
-                served.retry_at = None; // whoever called calls again
-            }
-            return Err(error);
+        let was_there = match self.take_all_down(kind, &targets, remove).await {
+            Ok(was_there) => was_there,
+            Err(error) => return Err(self.not_taken_down(error)),
+        };
+        let is_known = self.served.is_some() || self.held.is_some();
+        if let Some(target) = targets.first().filter(|_| is_known || was_there) {
+            self.put_removal_on_record(target);
         }
         self.forget(); // 6
         Ok(())
     }
 
-    fn forget(&mut self) {
-        if self.served.is_some() || self.held.is_some() {
-            let _ = self.shared.audit.record(audit::Record {
-                what: audit::What::Remove,
-                volume: self.id.to_string(),
-                who: self.owner().cloned(),
-                secret: String::new(),
-                version: None,
-                code: None,
-            }); // an error: gone it is all the same
+    fn not_taken_down(&mut self, error: Error) -> Error {
+        tracing::warn!(volume_id = %self.id, code = error.code().name, %error, "a volume could not be taken down");
+        if let Some(served) = &mut self.served {
+            served.failed(self.shared.clock.now(), error.clone());
+            served.retry_at = None; // whoever called calls again
         }
+        error
+    }
+
+    fn forget(&mut self) {
         self.closing = false;
         self.served = None;
         self.held = None;
@@ -74,15 +73,17 @@ impl Task {
         }
     }
 
+    /// Whether anything of ours was at one of the targets.
     async fn take_all_down(
         &mut self,
         kind: MountKind,
         targets: &[TargetPath],
         remove: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let wiped = self.wipe().await; // 3
+        let mut was_there = false;
         for target in targets {
-            self.take_down(kind, target, remove).await?; // 4
+            was_there |= self.take_down(kind, target, remove).await?; // 4
         }
         let (mounter, id) = (self.shared.mounters.of(kind)?.clone(), self.id.clone());
         let shared = self.shared.clone();
@@ -95,7 +96,7 @@ impl Task {
         };
         let left = self.shared.blocking(call).await??;
         match (left.first(), &wiped) {
-            (None, _) => wiped.map(|_| ()),
+            (None, _) => wiped.map(|_| was_there),
             (Some(place), Ok(true)) => Err(below(place, "our mount, emptied, lies below it")),
             (Some(place), _) => Err(below(place, "our mount lies below it, with its files")),
         }
@@ -130,15 +131,16 @@ impl Task {
         kind: MountKind,
         target: &TargetPath,
         remove: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let seen = self.probe(kind, target).await?;
         if decide(Call::Unpublish, self.phase(), Remembered::Nothing, seen) != Decision::Unmount {
-            return Ok(());
+            return Ok(false);
         }
         let mounter = self.shared.mounters.of(kind)?.clone();
         let target = target.clone();
         let call = move || mounter.unpublish(&target, remove);
-        self.shared.blocking(call).await?
+        self.shared.blocking(call).await??;
+        Ok(seen == Seen::Ours)
     }
 }
 

@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::sync::{
@@ -21,12 +20,12 @@ use tokio::sync::{
 use crate::{
     backend::registry::Registry,
     caller::Caller,
-    clock::Clock,
+    clock::{Clock, Mono, Wall},
     config::NodeLimits,
     error::{Error, Result, codes},
     limits,
     mount::{Mounter, VolumeId},
-    observe::{audit::Audit, events::Events},
+    observe::{audit::Audit, events::Events, metrics::Metrics},
     path::TargetPath,
     policy::Policy,
     render::{Generation, Snapshot},
@@ -36,15 +35,16 @@ use crate::{
         runner::Sources,
     },
     spec::{MountKind, VolumeLimits, VolumeSpec},
+    sys::stack,
     volume::{
         VolumeStatus,
-        attempt::{Flight, Waiting},
+        attempt::Waiting,
         complaint::Complaint,
         ledger::Ledger,
         record::Records,
         restore::{Found, Outcome},
         specs::Specs,
-        status::Report,
+        status::{Boot, Report},
         task::Task,
     },
 };
@@ -65,6 +65,8 @@ pub struct Parts {
     pub events: Events,
     /// Where deliveries, denials and removals are recorded.
     pub audit: Audit,
+    /// Where what happens is counted.
+    pub metrics: Metrics,
 }
 
 /// What the node's configuration says of volumes. Replaced as a whole when the file changes.
@@ -121,6 +123,8 @@ pub enum AskedSpec {
     Raw(Arc<str>),
     /// Parsed by whoever asks.
     Parsed(Arc<VolumeSpec>),
+    /// None: what was written in its place is wrong in this way.
+    Wrong(Error),
 }
 
 /// How a volume's mount is to be. Another one is another capability in CSI's sense.
@@ -174,7 +178,6 @@ pub(super) enum Command {
         target: Option<TargetPath>,
         remove_target: bool,
         reply: Reply<()>,
-        flight: Flight,
     },
     Follow(Reply<watch::Receiver<Option<Arc<Snapshot>>>>),
     Restore(Box<Found>, oneshot::Sender<Outcome>),
@@ -191,9 +194,7 @@ struct VolumeHandle {
 #[derive(Default)]
 struct Map {
     volumes: BTreeMap<VolumeId, VolumeHandle>,
-    /// No publish is taken any more.
-    doors_closed: bool,
-    /// Nothing is.
+    /// Nothing is taken any more.
     stopping: bool,
 }
 
@@ -205,11 +206,13 @@ pub(super) struct Shared {
     pub records: Records,
     pub events: Events,
     pub audit: Audit,
+    pub metrics: Metrics,
+    /// Since when this process serves.
+    pub started: Mono,
+    boot: Boot,
     pub sources: Sources,
     pub panics: Arc<AtomicU64>,
     pub specs: Specs,
-    /// Calls under way.
-    flights: watch::Sender<usize>,
     /// About records that cannot be written.
     complaint: Mutex<Complaint>,
     pub ledger: Ledger,
@@ -217,6 +220,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Now, and when the machine booted.
+    fn now(&self) -> (Mono, Wall) {
+        let now = self.clock.now();
+        (now, self.boot.at(now, self.clock.wall()))
+    }
+
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,20 +249,23 @@ impl Shared {
         let Err(error) = result else {
             return;
         };
+        self.metrics.failed(error.code());
         if let Some(times) = complaint.failed(self.clock.now(), error.code()) {
             tracing::warn!(code = error.code().name, %error, times, "a volume's record cannot be kept");
         }
     }
 
-    /// Runs `call` on a blocking thread. A panic in it is counted and becomes an error.
+    /// Runs `call` on a blocking thread, whose stack keeps nothing of it. A panic in it is counted and becomes an error.
     pub async fn blocking<T: Send + 'static>(
         &self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T> {
-        tokio::task::spawn_blocking(call).await.map_err(|_| {
-            self.panics.fetch_add(1, Ordering::Relaxed);
-            Error::new(&codes::BUG).detail("a call on the mount panicked")
-        })
+        tokio::task::spawn_blocking(move || stack::clean(call))
+            .await
+            .map_err(|_| {
+                self.panics.fetch_add(1, Ordering::Relaxed);
+                Error::new(&codes::BUG).detail("a call on the mount panicked")
+            })
     }
 }
 
@@ -274,11 +286,15 @@ impl Volumes {
             records,
             events,
             audit,
+            metrics,
         } = parts;
         let panics = Arc::new(AtomicU64::new(0));
-        let sources = Sources::start(clock.clone(), Pool::new(rules), panics.clone());
+        let pool = Pool::new(rules);
+        let sources = Sources::start(clock.clone(), pool, panics.clone(), metrics.clone());
         Self {
             shared: Arc::new(Shared {
+                started: clock.now(),
+                boot: Boot::new(clock.now(), clock.wall()),
                 clock,
                 ledger: Ledger::new(settings.clone()),
                 settings,
@@ -286,10 +302,10 @@ impl Volumes {
                 records,
                 events,
                 audit,
+                metrics,
                 sources,
                 panics,
                 specs: Specs::default(),
-                flights: watch::Sender::new(0),
                 complaint: Mutex::default(),
                 map: Mutex::default(),
             }),
@@ -309,7 +325,7 @@ impl Volumes {
     /// `mount.busy`, `volume.closed`, `volume.stopped`.
     pub async fn publish(&self, request: PublishRequest) -> Result<Published, Refused> {
         let id = request.id.clone();
-        let (caller, answer) = Waiting::new(Flight::new(&self.shared.flights));
+        let (caller, answer) = Waiting::new();
         let served = self.is_served(&id);
         match self.send(&id, true, Command::Publish(request, caller)) {
             Ok(()) => answer.await.unwrap_or_else(|_| {
@@ -368,38 +384,35 @@ impl Volumes {
         if !known {
             return Ok(());
         }
-        let flight = Flight::new(&self.shared.flights);
         self.ask(id, true, |reply| Command::Unpublish {
             target,
             remove_target,
             reply,
-            flight,
         })
         .await
     }
 
     /// How all volumes are, by id. Asks no task.
     pub fn status(&self) -> Vec<VolumeStatus> {
-        let (now, wall) = (self.shared.clock.now(), self.shared.clock.wall());
-        let reports: Vec<_> = {
-            let map = self.shared.map();
-            let reports = map
-                .volumes
-                .values()
-                .map(|handle| handle.report.borrow().clone());
-            reports.collect()
-        };
-        reports
-            .iter()
-            .flatten()
-            .map(|report| report.at(now, wall))
+        let (now, boot) = self.shared.now();
+        let reports = self.reports();
+        reports.iter().map(|report| report.at(now, boot)).collect()
+    }
+
+    /// What all tasks told last.
+    pub(super) fn reports(&self) -> Vec<Arc<Report>> {
+        let map = self.shared.map();
+        let handles = map.volumes.values();
+        handles
+            .filter_map(|handle| handle.report.borrow().clone())
             .collect()
     }
 
     /// How one volume is. Asks no task.
     pub fn one(&self, id: &VolumeId) -> Option<VolumeStatus> {
         let report = self.shared.map().volumes.get(id)?.report.borrow().clone();
-        Some(report?.at(self.shared.clock.now(), self.shared.clock.wall()))
+        let (now, boot) = self.shared.now();
+        Some(report?.at(now, boot))
     }
 
     /// A volume's snapshots, the one that readers see now and those that follow; `None` while that is not known. A snapshot of
@@ -419,22 +432,6 @@ impl Volumes {
     /// How many panics were caught: in volumes' tasks, backends and mounts.
     pub fn panics(&self) -> u64 {
         self.shared.panics.load(Ordering::Relaxed)
-    }
-
-    /// From now on no publish is taken (`volume.stopped`); all else goes on.
-    pub fn close_doors(&self) {
-        self.shared.map().doors_closed = true;
-    }
-
-    /// Waits until no publish and no unpublish is under way, `within` at the longest. Whether that is so.
-    pub async fn drained(&self, within: Duration) -> bool {
-        let mut flights = self.shared.flights.subscribe();
-        let until = self.shared.clock.now().after(within);
-        tokio::select! {
-            biased;
-            ended = flights.wait_for(|flights| *flights == 0) => ended.is_ok(),
-            () = self.shared.clock.sleep_until(until) => false,
-        }
     }
 
     /// Ends all tasks and requests. Mounts stay, with their files, for the next process; unpublish first what should go.
@@ -472,8 +469,7 @@ impl Volumes {
     /// Never waits: so a caller that goes away has sent a command or has not, and nothing is between.
     pub(super) fn send(&self, id: &VolumeId, create: bool, command: Command) -> Result<()> {
         let mut map = self.shared.map();
-        let is_publish = matches!(command, Command::Publish(..));
-        if map.stopping || (map.doors_closed && is_publish) {
+        if map.stopping {
             return Err(Error::new(&codes::VOLUME_STOPPED).object(id));
         }
         if !create && !map.volumes.contains_key(id) {
@@ -509,6 +505,7 @@ fn panicked() -> Error {
 }
 
 fn spawn(shared: Arc<Shared>, id: VolumeId) -> VolumeHandle {
+    tracing::trace!(volume_id = %id, "a volume has a task");
     let (mailbox, commands) = mpsc::channel(limits::MAILBOX);
     let (report, reports) = watch::channel(None);
     tokio::spawn(own(shared, id, commands, report));

@@ -18,7 +18,7 @@ use secretfs::{
     cli::reload::{LastReload, Reload, Reloader},
     clock::{Clock, Mono, SystemClock, Wall},
     config::{Change, Config, Env, LogLevel},
-    error::codes,
+    error::{Error, codes},
     limits,
 };
 use tracing_subscriber::fmt::MakeWriter;
@@ -116,6 +116,35 @@ async fn a_change_is_taken_over_whether_written_in_place_or_renamed() {
     assert!(reload.change.limits && reload.change.log_level && !reload.change.policy);
     assert_eq!(reload.config.log_level, Some(LogLevel::Debug));
     assert_eq!(reload.config.volume_limits.bytes_per_file, 5);
+}
+
+/// What applies it may fail: then all is as it was, said to be so, and tried again when somebody asks.
+#[tokio::test]
+async fn a_change_that_cannot_be_applied_is_not_said_to_be_in_force() {
+    let mut bed = Bed::plain();
+    let first = bed.until(|last| last.judged == 1).await;
+    replace(&bed.file, &text("second"));
+    bed.next_is("second", POLICY).await;
+    let last = bed.reloader.last();
+    assert!(last.borrow().successful && last.borrow().successful_at >= first.successful_at);
+    bed.reloader
+        .withdraw(Error::new(&codes::CONFIG_INVALID).detail("no such backend"));
+    let seen = last.borrow().clone();
+    assert!(!seen.successful && seen.error.unwrap().to_string().contains("no such backend"));
+    assert_eq!(
+        seen.successful_at, first.successful_at,
+        "the first one is in force since then"
+    );
+    // the next change is one from what is in force
+    replace(&bed.file, &text("first"));
+    let back = bed.until(|last| last.judged == 3).await;
+    assert!(back.successful && back.error.is_none());
+    replace(&bed.file, &text("second"));
+    bed.next_is("second", POLICY).await;
+    bed.reloader.withdraw(Error::new(&codes::CONFIG_INVALID));
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
+    bed.next_is("second", POLICY).await;
+    assert!(last.borrow().successful);
 }
 
 #[tokio::test]

@@ -10,4 +10,5 @@ mod restore;
 mod shortcut;
 mod stores;
 mod time;
+mod trail;
 mod trouble;

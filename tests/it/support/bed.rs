@@ -23,6 +23,7 @@ use secretfs::{
     observe::{
         audit::Audit,
         events::{Event, Events},
+        metrics::Metrics,
     },
     path::{Mode, Owner, RelPath, TargetPath},
     render::{Generation, Snapshot},
@@ -56,6 +57,9 @@ pub struct Bed {
     pub faults: Faults,
     pub settings: watch::Sender<Arc<Settings>>,
     pub volumes: Volumes,
+    /// What the volumes count, through all restarts.
+    pub metrics: Metrics,
+    audit: Audit,
     runtime_dir: Option<TempDir>,
     events: (Events, Mutex<mpsc::Receiver<Event>>),
 }
@@ -191,21 +195,38 @@ impl Bed {
 
     /// On these mounts, with records.
     pub fn with_records_on(mounter: Arc<dyn Mounter>, mounts: MemoryMounter) -> Self {
-        Self::set_up(mounter, mounts, Some(tempfile::tempdir().unwrap()))
+        let dir = tempfile::tempdir().unwrap();
+        Self::set_up(mounter, mounts, Some(dir), ManualClock::new(), Audit::off())
+    }
+
+    /// On mounts in memory, with records, and with an audit log of its own clock.
+    pub fn audited(audit: impl FnOnce(&Arc<ManualClock>) -> Audit) -> Self {
+        let (mounts, clock) = (MemoryMounter::default(), ManualClock::new());
+        let (audit, dir) = (audit(&clock), tempfile::tempdir().unwrap());
+        Self::set_up(Arc::new(mounts.clone()), mounts, Some(dir), clock, audit)
     }
 
     /// On these mounts; `mounts` is what `shown` and `read` look at.
     pub fn on(mounter: Arc<dyn Mounter>, mounts: MemoryMounter) -> Self {
-        Self::set_up(mounter, mounts, None)
+        Self::set_up(mounter, mounts, None, ManualClock::new(), Audit::off())
     }
 
-    fn set_up(mounter: Arc<dyn Mounter>, mounts: MemoryMounter, dir: Option<TempDir>) -> Self {
+    fn set_up(
+        mounter: Arc<dyn Mounter>,
+        mounts: MemoryMounter,
+        dir: Option<TempDir>,
+        clock: Arc<ManualClock>,
+        audit: Audit,
+    ) -> Self {
         let (a, b) = (Scripted::default(), Scripted::default());
         let settings = watch::Sender::new(settings(&a, &b, 0));
-        let (clock, faults) = (ManualClock::new(), Faults::default());
+        let faults = Faults::default();
         let (events, told) = Events::channel();
+        let told_to = (events, Metrics::default(), audit);
         let records = records(dir.as_ref());
-        let volumes = start(&clock, &settings, mounter, &faults, records, &events);
+        let parts = parts(&clock, &settings, mounter, &faults, records, &told_to);
+        let volumes = Volumes::start(parts);
+        let (events, metrics, audit) = told_to;
         Self {
             clock,
             a,
@@ -214,6 +235,8 @@ impl Bed {
             faults,
             settings,
             volumes,
+            metrics,
+            audit,
             runtime_dir: dir,
             events: (events, Mutex::new(told)),
         }
@@ -242,15 +265,21 @@ impl Bed {
     pub async fn restart_on(&mut self, mounter: Arc<dyn Mounter>) {
         self.volumes.shutdown().await;
         let records = records(self.runtime_dir.as_ref());
-        let (clock, events) = (&self.clock, &self.events.0);
-        self.volumes = start(
+        let clock = &self.clock;
+        let told_to = (
+            self.events.0.clone(),
+            self.metrics.clone(),
+            self.audit.clone(),
+        );
+        let parts = parts(
             clock,
             &self.settings,
             mounter,
             &self.faults,
             records,
-            events,
+            &told_to,
         );
+        self.volumes = Volumes::start(parts);
     }
 
     /// The configuration is read again.
@@ -314,15 +343,15 @@ impl Bed {
     }
 }
 
-fn start(
+fn parts(
     clock: &Arc<ManualClock>,
     settings: &watch::Sender<Arc<Settings>>,
     mounter: Arc<dyn Mounter>,
     faults: &Faults,
     records: Records,
-    events: &Events,
-) -> Volumes {
-    Volumes::start(Parts {
+    (events, metrics, audit): &(Events, Metrics, Audit),
+) -> Parts {
+    Parts {
         clock: clock.clone(),
         settings: settings.subscribe(),
         mounters: Mounters {
@@ -334,8 +363,9 @@ fn start(
         rules: Rules::default(),
         records,
         events: events.clone(),
-        audit: Audit::off(),
-    })
+        audit: audit.clone(),
+        metrics: metrics.clone(),
+    }
 }
 
 fn records(runtime_dir: Option<&TempDir>) -> Records {

@@ -1,7 +1,5 @@
 //! The same call again, by its raw text; and another one for a volume that is served.
 
-use std::time::Duration;
-
 use secretfs::{
     caller::Identity,
     error::codes,
@@ -10,7 +8,7 @@ use secretfs::{
 };
 
 use crate::support::{
-    bed::{Bed, asked, caller, code, refused, target, volume},
+    bed::{Bed, asked, caller, refused, target, volume},
     scripted::{Answer, What},
 };
 
@@ -184,54 +182,6 @@ async fn a_pod_whose_mount_was_made_anew_is_told_to_start_again() {
     bed.mounts.occupy(&target("v"));
     let failed = bed.volumes.publish(asked("v", X)).await.unwrap_err();
     assert!(failed.served && failed.error.code() == &codes::MOUNT_FOREIGN);
-}
-
-#[tokio::test(start_paused = true)]
-async fn doors_are_closed_before_the_end() {
-    let bed = Bed::new();
-    bed.a.put("db", "one");
-    bed.a.put("key", "two");
-    bed.volumes.publish(asked("u", X)).await.unwrap();
-    bed.a.answer("key", Answer::Slow(Duration::from_secs(3)));
-    let publish = bed.begin(asked("v", X_AND_Y));
-    let hung = bed.begin(asked("w", "files: [{path: x, from: b:hung}]"));
-    bed.b.answer("hung", Answer::Hang);
-    bed.clock.settle().await;
-    bed.volumes.close_doors();
-    let refused = bed.volumes.publish(asked("u", X)).await.unwrap_err();
-    assert!(refused.served && refused.error.code() == &codes::VOLUME_STOPPED);
-    assert_eq!(
-        code(&bed.volumes.publish(asked("x", X)).await),
-        "volume.stopped"
-    );
-    let volumes = bed.volumes.clone();
-    let drained = tokio::spawn(async move { volumes.drained(Duration::from_secs(20)).await });
-    bed.pass(3).await;
-    publish.await.unwrap().unwrap();
-    bed.unpublish("u").await.unwrap();
-    assert!(bed.shown("u").is_none() && !drained.is_finished());
-    bed.unpublish("w").await.unwrap(); // nothing hangs any more
-    assert!(hung.await.unwrap().is_err());
-    assert!(drained.await.unwrap());
-
-    let hung = bed.begin(asked("w", X));
-    assert_eq!(code(&hung.await.unwrap()), "volume.stopped");
-    bed.volumes.shutdown().await;
-    assert_eq!(bed.read("v", "y").unwrap(), "two");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_does_not_end_is_not_waited_for_longer_than_that() {
-    let bed = Bed::new();
-    bed.a.answer("db", Answer::Hang);
-    let _hung = bed.begin(asked("v", X));
-    bed.clock.settle().await;
-    let volumes = bed.volumes.clone();
-    let drained = tokio::spawn(async move { volumes.drained(Duration::from_secs(20)).await });
-    bed.pass(19).await;
-    assert!(!drained.is_finished());
-    bed.pass(1).await;
-    assert!(!drained.await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]

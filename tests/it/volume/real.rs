@@ -9,7 +9,7 @@ use secretfs::{
     clock::{Clock as _, SystemClock},
     error::codes,
     mount::{Mounter, memory::MemoryMounter, tmpfs::TmpfsMounter},
-    observe::{audit::Audit, events::Events},
+    observe::{audit::Audit, events::Events, metrics::Metrics},
     path::TargetPath,
     render::{Generation, Snapshot},
     source::pool::Rules,
@@ -330,12 +330,37 @@ fn a_mount_that_somebody_changed_is_not_answered_ok() {
                 | flags;
             rustix::mount::mount_remount(target.as_path(), flags, c"").unwrap();
         };
+        let shown = || (bed.status("v").unwrap().state, bed.trouble("v"));
+        let fresh = (VolumeState::Fresh, None);
+        assert_eq!(shown(), fresh);
         remount(MountFlags::empty());
         let refused = publish().await.unwrap_err();
         assert!(refused.served && refused.error.to_string().contains("it is writable"));
         assert_eq!(refused.error.code().name, "mount.altered");
+        bed.clock.settle().await;
+        let altered = (VolumeState::Stale, Some("mount.altered".to_owned()));
+        assert_eq!(shown(), altered);
+        bed.a.put("db", "two");
+        bed.pass(70).await; // a rotation does not mend it
+        assert_eq!(shown(), altered);
+        assert_eq!(bed.status("v").unwrap().generation, 2);
         remount(MountFlags::RDONLY);
         publish().await.unwrap();
+        bed.clock.settle().await;
+        assert_eq!(shown(), fresh);
+
+        sandbox.mount_foreign(target.as_path(), "other");
+        for _ in 0..2 {
+            let refused = publish().await.unwrap_err();
+            assert_eq!(refused.error.code().name, "mount.foreign");
+            bed.clock.settle().await;
+            let foreign = (VolumeState::Lost, Some("mount.foreign".to_owned()));
+            assert_eq!(shown(), foreign);
+        }
+        sandbox.unmount(target.as_path());
+        publish().await.unwrap();
+        bed.clock.settle().await;
+        assert_eq!(shown(), fresh);
 
         rustix::mount::mount_bind(target.as_path(), target.as_path()).unwrap();
         let refused = publish().await.unwrap_err();
@@ -374,6 +399,7 @@ async fn on_the_machines_clock_and_threads_a_push_reaches_every_volume() {
         records: Records::off(),
         events: Events::off(),
         audit: Audit::off(),
+        metrics: Metrics::default(),
     });
     let spec = spec(&["x < a:db"]);
     let ids: Vec<String> = (0..16).map(|n| format!("v{n}")).collect();

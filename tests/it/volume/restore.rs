@@ -354,7 +354,7 @@ async fn a_record_whose_spec_cannot_be_served_any_more_keeps_its_files() {
     let status = bed.status("v").unwrap();
     assert_eq!(
         (status.state, status.owner.as_str()),
-        (VolumeState::Adopted, "shop/web")
+        (VolumeState::Stale, "shop/web")
     );
     assert_eq!(bed.trouble("v").unwrap(), "spec.unknown_backend");
     let again = bed.volumes.publish(asked("v", X_AND_Y)).await.unwrap();

@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use secretfs::{error::codes, render::Generation, spec::Refresh, volume::VolumeState};
+use secretfs::{
+    cli::status::show, error::codes, render::Generation, spec::Refresh, volume::VolumeState,
+};
 
 use crate::support::{
     bed::{Bed, Fault, code, request, request_as, spec, spec_every, target, volume},
@@ -71,8 +73,18 @@ async fn the_state_says_who_must_act() {
         bed.publish("v", &spec(&["x < a:db"])).await.unwrap();
         bed.a.answer("db", Answer::Fail(error, None));
         bed.pass(70).await;
-        assert_eq!(bed.status("v").unwrap().state, state, "{}", error.name);
+        let status = bed.status("v").unwrap();
+        assert_eq!(status.state, state, "{}", error.name);
         assert_eq!(bed.read("v", "x").unwrap(), "one");
+        // and so does the table that whoever is on call sees
+        let (name, text) = (state.name(), show::table(&[&status]));
+        let row = text.lines().nth(1).unwrap();
+        assert!(row.starts_with(&format!("{name} ")), "{text}");
+        let notes = format!(
+            " [{}]\n  fix: {}\n1 volume: 1 {name}\n",
+            error.name, error.fix
+        );
+        assert!(text.ends_with(&notes), "{text}");
     }
 }
 
