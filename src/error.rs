@@ -128,6 +128,7 @@ pub mod codes {
         MOUNT_BUSY = "mount.busy" Busy "Another call for the same volume is in flight." "Nothing: the caller tries again.";
         MOUNT_HELD = "mount.held" Conflict "Another secretfs serves this target." "Stop it first, or use another target.";
         MOUNT_FOREIGN = "mount.foreign" Conflict "Something that is not ours is mounted at the target." "Unmount it, or use another target.";
+        MOUNT_NOT_EMPTY = "mount.not_empty" Node "The target directory holds files that are not of a volume." "See on the node whose they are, and move or remove them.";
         MOUNT_NO_TARGET = "mount.no_target" Node "The target directory does not exist or is not a directory." "Make the directory.";
         MOUNT_NOT_PERMITTED = "mount.not_permitted" Node "Mounting needs CAP_SYS_ADMIN." "Run as root, or in a user namespace (`unshare -Urm`).";
         MOUNT_NO_PROPAGATION = "mount.no_propagation" Node "The mount that holds the target is not shared, so no pod would see the volume." "Set mountPropagation: Bidirectional.";
@@ -136,7 +137,8 @@ pub mod codes {
         MOUNT_NO_SPACE = "mount.no_space" Exhausted "The machine has no memory or descriptors left for the volume." "Give it more.";
         MOUNT_OWNER = "mount.owner" Node "A file cannot be given to the owner that the spec names." "Leave uid and gid away, or run with CAP_CHOWN in a user namespace that has the id.";
         MOUNT_ALTERED = "mount.altered" Unavailable "Somebody has changed the volume's mount." "Undo that (see `findmnt`), or restart the pod.";
-        MOUNT_GONE = "mount.gone" Node "The mount has gone from the target." "Restart the program that uses it, and see who unmounted it.";
+        MOUNT_GONE = "mount.gone" Node "The mount has gone from the target." "Restart the program or the pod that uses it, and see who unmounted it.";
+        MOUNT_LEFT = "mount.left" Unavailable "A publish failed after its mount was attached, and the mount could not be taken down again." "Nothing: the next publish takes it over, or an unpublish takes it down.";
         MOUNT_LINK = "mount.link" Node "A symbolic link is in the way to the target." "Remove the link, or name the target without it; below kubeletDir none is followed.";
         MOUNT_CONTEXT = "mount.context" Node "The kernel does not take the SELinux context of the volume's files." "Remove the context from the pod, or enable SELinux on the node.";
         // volumes and the process

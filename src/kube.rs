@@ -1,7 +1,8 @@
 //! The one Kubernetes client: reads and watches our CSIDriver object, writes Events, and nothing else.
 //!
 //! A [`Way`] says where the API server is and where our proof lies; [`Kube`] asks it. Every call has an end: [`limits::KUBE_CALL`] for an
-//! answer, [`limits::KUBE_WATCH`] for a watch, which the server is asked to end by itself before. The token file and the CA file are read
+//! answer, [`limits::KUBE_WATCH`] for a watch, which the server is asked to end by itself before; and every answer ends at
+//! [`limits::KUBE_ANSWER_BYTES`], however much the server says. The token file and the CA file are read
 //! again every minute (`kube` does it), and at once when the token is refused, so what the kubelet rotates needs no restart. TLS is rustls with aws-lc-rs, which `kube` makes
 //! the process's provider; `ring` is not in the tree.
 //!
@@ -15,18 +16,23 @@ pub mod reports;
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use ::kube::{
     Api, Client, ResourceExt,
     api::{ListParams, WatchEvent, WatchParams},
-    client::AuthError,
+    client::{AuthError, Body as KubeBody},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig, KubeconfigError, LoadDataError},
 };
 use futures_util::{StreamExt, stream::BoxStream};
+use http_body_util::Limited;
+use hyper::{Request, Response};
 use k8s_openapi::api::storage::v1::CSIDriver;
+use tower_service::Service;
 
 use crate::{
     clock::{Clock, Mono},
@@ -239,6 +245,7 @@ impl Kube {
         step: &'static str,
         call: impl Future<Output = Result<T, ::kube::Error>>,
     ) -> Result<T> {
+        tracing::trace!(step, "the API server is asked");
         let at = self.clock.now().after(limits::KUBE_CALL);
         let error = tokio::select! {
             biased;
@@ -261,8 +268,31 @@ impl Kube {
 }
 
 async fn client(way: &Way) -> Result<Client> {
-    Client::try_from(way.config().await?)
-        .map_err(|error| Error::new(&codes::KUBERNETES_UNREACHABLE).detail(problem(&error)))
+    let client = Client::try_from(way.config().await?)
+        .map_err(|error| Error::new(&codes::KUBERNETES_UNREACHABLE).detail(problem(&error)))?;
+    let namespace = client.default_namespace().to_owned();
+    Ok(Client::new(Bounded(client), namespace))
+}
+
+/// A client whose answers end at [`limits::KUBE_ANSWER_BYTES`]: the library collects an answer, or a line of a watch, whole.
+struct Bounded(Client);
+
+impl Service<Request<KubeBody>> for Bounded {
+    type Response = Response<Limited<KubeBody>>;
+    type Error = ::kube::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ::kube::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ::kube::Error>> {
+        Poll::Ready(Ok(())) // the client waits itself
+    }
+
+    fn call(&mut self, request: Request<KubeBody>) -> Self::Future {
+        let client = self.0.clone();
+        Box::pin(async move {
+            let answer = client.send(request).await?;
+            Ok(answer.map(|body| Limited::new(body, limits::KUBE_ANSWER_BYTES)))
+        })
+    }
 }
 
 fn only(name: &str) -> String {
@@ -350,6 +380,10 @@ fn problem(error: &::kube::Error) -> String {
             if deepest.is::<hyper::http::header::InvalidHeaderValue>() {
                 return "our token is not one line of text (a line break at the end counts)"
                     .to_owned();
+            }
+            // `Limited` says so, and the library may have wrapped it as an error of a stream
+            if deepest.to_string().ends_with("length limit exceeded") {
+                return "the API server's answer is longer than 4 MiB".to_owned();
             }
             format!("the API server cannot be reached ({deepest})")
         }

@@ -4,6 +4,20 @@ use std::time::Duration;
 
 /// Bytes of a path inside a volume. Far above real use, far below PATH_MAX with the target in front.
 pub const PATH_BYTES: usize = 1024;
+/// Bytes of one segment of a path, and of a store's file names: what Linux file systems take (NAME_MAX).
+pub const FILE_NAME_BYTES: usize = 255;
+/// Bytes of a target's path: the kernel's PATH_MAX less its final NUL.
+pub const TARGET_BYTES: usize = 4095;
+/// Bytes of a volume's id: the kubelet's have 68. It is part of a mount's source string and of file names.
+pub const VOLUME_ID_BYTES: usize = 128;
+/// Bytes of a Kubernetes label: a namespace, a volume's name.
+pub const LABEL_BYTES: usize = 63;
+/// Bytes of a Kubernetes subdomain: a pod's name, a service account's.
+pub const SUBDOMAIN_BYTES: usize = 253;
+/// Bytes of a pod's or a service account's uid: a UUID has 36.
+pub const UID_BYTES: usize = 64;
+/// Bytes of an SELinux label of a publish: the kubelet's have some 50.
+pub const SELINUX_BYTES: usize = 255;
 /// Bytes of one file, by default (`limits.bytesPerFile`). A kernel page-cache page each 4 KiB, charged to the plugin.
 pub const BYTES_PER_FILE: u64 = 1 << 20;
 /// Bytes of all files of one volume, by default (`limits.bytesPerVolume`).
@@ -26,6 +40,13 @@ pub const TEMPLATE_STEPS: u64 = 100_000;
 pub const STORE_VALUE_BYTES: u64 = 1 << 20;
 /// Versions of one name that the embedded store keeps, by default.
 pub const STORE_VERSIONS: u32 = 100;
+/// Bytes by which a file of the store may exceed its value, and of its header: some hundred recipients. Each costs every key of a reader a
+/// multiplication on a curve.
+pub const STORE_HEADER_BYTES: u64 = 64 << 10;
+/// Bytes of an identity or recipients file, some hundred keys with comments, and of `store.json`, which has a line.
+pub const KEY_FILE_BYTES: u64 = 64 << 10;
+/// Bytes of a source's name in a spec: a label's.
+pub const SOURCE_NAME_BYTES: usize = 63;
 /// Bytes of a reference's PATH, so that it fits a file name of the store and a URL.
 pub const REFERENCE_BYTES: usize = 1024;
 /// How long superseded files stay whole while memory allows (`facts/watchers-second.md` 3: a reader without CPU for 3.2 s
@@ -45,10 +66,13 @@ pub const REFRESH_DEFAULT: Duration = Duration::from_secs(60);
 pub const FETCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes of one request to the admin socket.
 pub const ADMIN_REQUEST_BYTES: usize = 64 << 10;
-/// Connections at once to the admin socket, and as many to the health checks: each has a client or two. More wait.
+/// Connections at once to the admin socket, and as many to the health checks: each has a client or two. Beyond, one more waits at the admin socket; at
+/// the health checks, where anybody may connect, the oldest is closed.
 pub const HTTP_CONNECTIONS: usize = 64;
 /// Longest that a client may take for the head of a request.
 pub const HTTP_HEADER: Duration = Duration::from_secs(10);
+/// Longest that it may then take for the body, which nobody needs.
+pub const HTTP_BODY: Duration = Duration::from_secs(10);
 /// Longest that a connection to the health checks lasts: anybody on the network may open one.
 pub const HTTP_CONNECTION: Duration = Duration::from_secs(20);
 /// How long the node plugin, told to stop, goes on for the calls in flight. With [`STOP_GRACE`], [`NODE_CLOSE`] and [`AUDIT_FLUSH`] after it, 20 s;
@@ -86,8 +110,8 @@ pub const REPLACE_RETRY: Duration = Duration::from_secs(1);
 pub const REPLACE_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Shortest time between two warnings about one volume; those between are counted.
 pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// Further warnings in that time, each because of another cause than the one before.
-pub const WARN_CAUSES: u32 = 10;
+/// Further warnings in that time, each because of another cause than the one before. With all volumes of a pod it stays below [`LOG_LINES`].
+pub const WARN_CAUSES: u32 = 4;
 /// Requests in flight to one backend: a hung one holds no more tasks and connections than this. A quarter of them is kept for
 /// tenants who have none in flight; the rest is a full burst beside one tenant who hangs, or six who do.
 pub const BACKEND_IN_FLIGHT: u32 = 64;
@@ -133,7 +157,7 @@ pub const CSI_ENTRIES: usize = 128;
 pub const CSI_KEY_BYTES: usize = 317;
 /// Bytes of a value of `volume_context` other than the spec and the tokens: names and uids.
 pub const CSI_VALUE_BYTES: usize = 4 << 10;
-/// Bytes of a value of `secrets`: a Secret's own limit.
+/// Bytes of all values of `secrets`, tokens not counted: a Secret's own limit.
 pub const CSI_SECRET_BYTES: usize = 1 << 20;
 /// Service account tokens of one publish: one for each audience that a backend names.
 pub const TOKENS: usize = 32;
@@ -145,8 +169,8 @@ pub const TOKENS_BYTES: usize = 256 << 10;
 pub const AUDIT_WAITING: usize = 1024;
 /// Longest pause before an audit log that could not be written is tried again, with `onFailure: deny`.
 pub const AUDIT_RETRY: Duration = Duration::from_secs(1);
-/// How long an audit record may wait to be written before, with `onFailure: deny`, nothing more is delivered: what is not on
-/// record at a kill is bounded by this time.
+/// How long a delivery waits, with `onFailure: deny`, for the audit records before it to be written; then it is refused, and so is every other
+/// until one is written. Short against the 120 s of a kubelet, long against a busy disk.
 pub const AUDIT_LATE: Duration = Duration::from_secs(1);
 /// Longest that the end of the program waits for the last audit records: well within a pod's 30 s to stop.
 pub const AUDIT_FLUSH: Duration = Duration::from_secs(2);
@@ -154,6 +178,8 @@ pub const AUDIT_FLUSH: Duration = Duration::from_secs(2);
 pub const KUBE_CONNECT: Duration = Duration::from_secs(5);
 /// Longest that one call of the API server takes. Its own limit for a request is 60 s; nobody here waits that long.
 pub const KUBE_CALL: Duration = Duration::from_secs(10);
+/// Bytes of one answer of the API server, a whole watch among them: above the 1.5 MiB that it takes for an object itself.
+pub const KUBE_ANSWER_BYTES: usize = 4 << 20;
 /// How long one watch lasts, so that a connection that died silently is noticed; the client library allows 294 s.
 pub const KUBE_WATCH: Duration = Duration::from_secs(290);
 /// How much shorter it may be, by chance: the watches of a thousand nodes must not end together.
@@ -181,10 +207,27 @@ pub const CSI_MESSAGE_BYTES: usize = 4 << 20;
 /// Bytes of an error's text for the kubelet: it becomes an event, and an event's message has 1 KiB.
 pub const CSI_STATUS_BYTES: usize = 800;
 /// Connections to the CSI socket at once; more wait. The kubelet makes one for each call, and a backend that hangs holds those of its
-/// volumes: so far above the volumes of a node.
-pub const CSI_CONNECTIONS: usize = 2048;
-/// Calls at once on one connection. A kubelet has one.
-pub const CSI_STREAMS: u32 = 256;
+/// volumes: so far above the volumes of a node. Each may take some hundred KiB in a development build.
+pub const CSI_CONNECTIONS: usize = 1024;
+/// Calls at once on one connection. A kubelet has one. Each takes some KiB also while it says nothing.
+pub const CSI_STREAMS: u32 = 16;
+/// Calls at once on all connections beyond the first on each, which has a seat of its own: so no connection takes the seat of a kubelet's
+/// call. One more is told to try again.
+pub const CSI_CALLS: usize = 1024;
+/// Bytes of a message that counts as short: above every usual publish, with its tokens and a spec of some pages. And of all short messages
+/// that are being received on one connection: others never wait for them.
+pub const CSI_SHORT_BYTES: usize = 64 << 10;
+/// Bytes of all other messages that are being received, one on a connection: two of the longest. Decoded, a hostile one takes twenty times its length.
+pub const CSI_LONG_IN_FLIGHT: usize = 2 * CSI_MESSAGE_BYTES;
+/// Longest that a call's message may take to come, once there is room for it: it is sent by a process on this machine, which may have to
+/// wait for a processor.
+pub const CSI_MESSAGE_TIME: Duration = Duration::from_secs(30);
+/// Longest that a call may wait for room for its message: a kubelet waits for two minutes.
+pub const CSI_ROOM_TIME: Duration = Duration::from_secs(60);
+/// Bytes that a client may send on one connection before we have read them: what HTTP/2 begins with.
+pub const CSI_WINDOW_BYTES: u32 = 65_535;
+/// Bytes of the headers of one call. A kubelet's are some hundred.
+pub const CSI_HEADER_BYTES: u32 = 16 << 10;
 /// How long a connection to the CSI socket may last without a first call.
 pub const CSI_FIRST_CALL: Duration = Duration::from_secs(10);
 /// How long it may last without another one: probes come more often.
@@ -195,5 +238,11 @@ pub const CSI_LINGER: Duration = Duration::from_secs(1);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Warnings about failed CSI calls in a minute. A pod whose volume fails is retried for ever, and there may be hundreds.
 pub const CSI_WARNINGS: u32 = 60;
+/// How many of them may be about pods that had one in that minute: the rest is for pods that fail for the first time.
+pub const CSI_WARNINGS_REPEATED: u32 = 30;
+/// How many of them one pod may have. The kubelet tries a volume that fails again at most every half second, then more rarely.
+pub const CSI_WARNINGS_OF_ONE: u32 = 6;
+/// Warnings and errors in a minute from one place in the code, above what any place is meant to have; further ones are counted.
+pub const LOG_LINES: u32 = 100;
 /// Bytes of a node's id (CSI specification).
 pub const NODE_ID_BYTES: usize = 256;

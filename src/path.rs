@@ -14,10 +14,12 @@ use crate::limits;
 /// Why a path was refused, as a phrase that follows the path in a sentence.
 pub type Refusal = &'static str;
 
+const LONG_SEGMENT: Refusal = "has a segment longer than 255 bytes";
+
 /// The path of a file within a volume: relative, `/`-separated, and unable to leave it.
 ///
 /// No segment is empty, `.`, `..` or begins with `..` (the layout's own names do), none holds a control character or NUL,
-/// none is longer than 255 bytes, and the whole is no longer than [`limits::PATH_BYTES`].
+/// none is longer than [`limits::FILE_NAME_BYTES`], and the whole is no longer than [`limits::PATH_BYTES`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RelPath(Box<str>);
 
@@ -51,7 +53,7 @@ impl RelPath {
                         "has a segment that begins with `..`; those names belong to the layout",
                     );
                 }
-                s if s.len() > 255 => return Err("has a segment longer than 255 bytes"),
+                s if s.len() > limits::FILE_NAME_BYTES => return Err(LONG_SEGMENT),
                 _ => {}
             }
         }
@@ -88,7 +90,7 @@ impl fmt::Display for RelPath {
     }
 }
 
-/// Where a volume is mounted: an absolute path without `.` and `..`, not `/` itself.
+/// Where a volume is mounted: an absolute path without `.` and `..`, not `/` itself, no longer than the kernel takes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TargetPath(PathBuf);
 
@@ -102,7 +104,7 @@ impl TargetPath {
         if !path.is_absolute() {
             return Err("is not absolute");
         }
-        if path.as_os_str().len() > 4095 {
+        if path.as_os_str().len() > limits::TARGET_BYTES {
             return Err("is longer than 4095 bytes");
         }
         // NUL for the kernel; a newline or an escape for whoever reads the path in a line or a table.
@@ -111,6 +113,10 @@ impl TargetPath {
         }
         if path.components().any(|c| matches!(c, C::ParentDir)) {
             return Err("has a `..` segment");
+        }
+        let long = |c: C<'_>| c.as_os_str().len() > limits::FILE_NAME_BYTES;
+        if path.components().any(long) {
+            return Err(LONG_SEGMENT);
         }
         let clean: PathBuf = path.components().collect();
         if clean.file_name().is_none() {
@@ -157,7 +163,7 @@ pub struct VolumeId(Box<str>);
 impl VolumeId {
     /// Checks `text`: 1 to 128 characters of `[A-Za-z0-9._-]`, so that it fits a mount's source string and a file name.
     pub fn parse(text: &str) -> Option<Self> {
-        let good = (1..=128).contains(&text.len())
+        let good = (1..=limits::VOLUME_ID_BYTES).contains(&text.len())
             && !text.starts_with('.')
             && text
                 .bytes()

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     config::{BackendConfig, CheckBackend, Config, Env, Listen, LogLevel, StoreSettings},
     error::codes,
+    limits,
     path::TargetPath,
     spec::{
         BackendName, Problem, Problems,
@@ -193,12 +194,7 @@ impl Reader {
             self.config.endpoint = PathBuf::from(socket);
             self.config.driver = driver;
         }
-        self.config.node = top
-            .value("node")
-            .and_then(|node| node.scalar())
-            .map(|scalar| scalar.text.clone())
-            .filter(|name| !name.is_empty())
-            .or(self.config.node.take());
+        self.node(top);
         self.flag(top, "requirePropagation", |config| {
             &mut config.require_propagation
         });
@@ -213,7 +209,9 @@ impl Reader {
                 .scalar()
                 .and_then(|scalar| scalar.text.strip_prefix("unix://"))
             {
-                Some(path) if path.starts_with('/') => self.config.endpoint = PathBuf::from(path),
+                Some(path) if socket(path).is_some() => {
+                    self.config.endpoint = PathBuf::from(path);
+                }
                 _ => self.wrong(node, "endpoint", "endpoint is not `unix:///PATH`"),
             }
         }
@@ -223,6 +221,28 @@ impl Reader {
             self.http(node);
         }
         self.socket_paths(top);
+    }
+
+    /// "" is as if it were not there.
+    fn node(&mut self, top: &Fields<'_>) {
+        let Some(node) = top.value("node") else {
+            return;
+        };
+        let Some(scalar) = node.scalar() else {
+            read::wrong_type(node, "node", "a name", &mut self.problems);
+            return;
+        };
+        let name = &scalar.text;
+        if name.len() > limits::NODE_ID_BYTES || name.contains(char::is_control) {
+            let message = format!(
+                "node `{}` is not a node's name of at most {} bytes",
+                shown(name),
+                limits::NODE_ID_BYTES
+            );
+            self.wrong(node, "node", message);
+        } else if !name.is_empty() {
+            self.config.node = Some(name.clone());
+        }
     }
 
     /// Others connect by these paths, and the kernel takes no longer ones.
@@ -275,11 +295,8 @@ impl Reader {
         let text = &*scalar.text;
         if text.is_empty() {
             self.config.http = None;
-        } else if let Some(path) = text
-            .strip_prefix("unix://")
-            .filter(|path| path.starts_with('/'))
-        {
-            self.config.http = Some(Listen::Unix(PathBuf::from(path)));
+        } else if let Some(path) = text.strip_prefix("unix://").and_then(socket) {
+            self.config.http = Some(Listen::Unix(path));
         } else {
             let full = if text.starts_with(':') {
                 format!("[::]{text}")
@@ -405,10 +422,16 @@ impl Reader {
     }
 }
 
+/// The path of a socket: one that a target could have too, so without `..` and control characters.
+fn socket(path: &str) -> Option<PathBuf> {
+    TargetPath::parse(Path::new(path)).ok()?;
+    Some(PathBuf::from(path))
+}
+
 /// An absolute path.
 fn absolute(node: &Node, field: &str, problems: &mut Problems) -> Option<PathBuf> {
     let scalar = read::text(node, field, problems)?;
-    if scalar.text.starts_with('/') && !scalar.text.contains('\0') {
+    if scalar.text.starts_with('/') && !scalar.text.contains(char::is_control) {
         return Some(PathBuf::from(&scalar.text));
     }
     let message = format!("{field} `{}` is not an absolute path", shown(&scalar.text));

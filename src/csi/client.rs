@@ -47,6 +47,7 @@ impl Channel {
             .await
             .map_err(|error| failed(std::io::Error::other(error)))?;
         tokio::spawn(connection); // ends with the last sender
+        tracing::trace!("connected to a CSI socket");
         Ok(Self { sender })
     }
 

@@ -53,6 +53,7 @@ impl Identity for PluginInfo {
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
         let ready = self.readiness.probe().is_ok();
+        tracing::trace!(ready, "probed");
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }
 }

@@ -6,12 +6,13 @@
 
 use std::{os::unix::net::UnixListener, path::Path, sync::Arc};
 
-use hyper::{Response, body::Incoming};
+use hyper::Response;
 use tokio::sync::watch;
 use tonic::{Request, Status, async_trait, body::Body, codegen::Service as _};
 
 use crate::{
     csi::{
+        inlet::Inbound,
         proto::registration::{
             InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
             registration_server::{self, RegistrationServer},
@@ -85,7 +86,7 @@ impl Registration {
 
 async fn answer(
     mut service: RegistrationServer<Answers>,
-    request: hyper::Request<Incoming>,
+    request: hyper::Request<Inbound>,
 ) -> Response<Body> {
     let answered = match service_of(&request) {
         "pluginregistration.Registration" => service.call(request).await,

@@ -26,13 +26,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Service as _};
 
 use crate::{
+    clock::Clock,
     csi::{
+        inlet::{Inbound, Inlet},
+        measured::Measured,
         node::Node,
         plugin_info::PluginInfo,
         proto::{identity_server::IdentityServer, node_server, node_server::NodeServer},
     },
     error::{Error, Result, codes},
     limits,
+    observe::metrics::Metrics,
     volume::caught,
 };
 
@@ -65,6 +69,13 @@ impl<N: node_server::Node> Services<N> {
         }
     }
 
+    /// And measures each call there, by this clock; one that is refused because there are too many is counted and told too.
+    pub fn measured(self, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let mut desk = self.desk;
+        desk.measured = Measured::new(clock, metrics);
+        Self { desk, ..self }
+    }
+
     /// Returns when no call is in flight. New ones may come; they are answered.
     pub async fn idle(&self) {
         self.desk.calls.none().await;
@@ -80,14 +91,17 @@ impl<N: node_server::Node> Services<N> {
         self.desk.panics.load(Ordering::Relaxed)
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self, request: Request<Inbound>) -> Response<Body> {
         let (mut identity, mut node) = (self.identity, self.node);
+        let measuring = self.desk.measured.begin(&request);
         let answered = match service_of(&request) {
             "csi.v1.Identity" => identity.call(request).await,
             "csi.v1.Node" => node.call(request).await,
             _ => Ok(unknown()),
         };
-        answered.unwrap_or_else(|never| match never {})
+        let answer = answered.unwrap_or_else(|never| match never {});
+        measuring.answered(&answer);
+        answer
     }
 }
 
@@ -99,6 +113,11 @@ pub(super) fn service_of<B>(request: &Request<B>) -> &str {
 /// The answer where there is no such service.
 pub(super) fn unknown() -> Response<Body> {
     Status::unimplemented("no such service").into_http()
+}
+
+/// The answer where there are too many calls already: the kubelet tries again.
+fn too_many() -> Response<Body> {
+    Status::resource_exhausted("too many calls at once; try again").into_http()
 }
 
 /// Serves until the future is dropped; then no new connection is taken, and what is in flight goes on until
@@ -121,6 +140,10 @@ pub(super) struct Desk {
     calls: Count,
     connections: Count,
     places: Arc<Semaphore>,
+    /// For calls that are being answered, beyond one on each connection.
+    seats: Arc<Semaphore>,
+    inlet: Inlet,
+    measured: Measured,
     closing: CancellationToken,
     panics: Arc<AtomicU64>,
 }
@@ -131,6 +154,9 @@ impl Default for Desk {
             calls: Count::default(),
             connections: Count::default(),
             places: Arc::new(Semaphore::new(limits::CSI_CONNECTIONS)),
+            seats: Arc::new(Semaphore::new(limits::CSI_CALLS)),
+            inlet: Inlet::default(),
+            measured: Measured::default(),
             closing: CancellationToken::new(),
             panics: Arc::default(),
         }
@@ -141,7 +167,7 @@ impl Desk {
     /// Takes connections, as many as there are places for; others wait in the socket.
     pub async fn serve<F, A>(&self, listener: &StdListener, answer: A) -> Result<()>
     where
-        A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        A: Fn(Request<Inbound>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let registered = listener.try_clone().and_then(UnixListener::from_std);
@@ -177,25 +203,39 @@ impl Desk {
     /// 3. nothing happens on it for too long: it is told so, and dropped if it does not listen.
     async fn connection<F, A>(&self, stream: UnixStream, place: OwnedSemaphorePermit, answer: A)
     where
-        A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        A: Fn(Request<Inbound>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let (_one, _place) = (self.connections.one(), place);
+        tracing::trace!("a connection to the CSI socket, or that of the registration");
         let mine = Activity::default();
-        let (desk, activity) = (self.clone(), mine.clone());
-        let service = service_fn(move |request| {
-            let (desk, call) = (desk.clone(), answer(request));
+        let (mut desk, activity) = (self.clone(), mine.clone());
+        desk.inlet = self.inlet.another();
+        let first = Arc::new(Semaphore::new(1));
+        let service = service_fn(move |request: Request<Incoming>| {
             let counted = (desk.calls.one(), activity.call());
+            let desk = desk.clone();
+            let seat = first.clone().try_acquire_owned();
+            let taken = match seat.or_else(|_| desk.seats.clone().try_acquire_owned()) {
+                Ok(seat) => Ok((seat, answer(request.map(|body| desk.inlet.body(body))))),
+                Err(_) => Err(desk.refused(&request)),
+            };
             async move {
-                let answered = caught(call).await;
+                let answered = match taken {
+                    Ok((_seat, call)) => caught(call).await.unwrap_or_else(|| desk.panicked()),
+                    Err(refusal) => refusal,
+                };
                 drop(counted);
-                Ok::<_, Infallible>(answered.unwrap_or_else(|| desk.panicked()))
+                Ok::<_, Infallible>(answered)
             }
         });
         let mut served = pin!(
             http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(limits::CSI_STREAMS)
+                .initial_stream_window_size(limits::CSI_WINDOW_BYTES)
+                .initial_connection_window_size(limits::CSI_WINDOW_BYTES)
+                .max_header_list_size(limits::CSI_HEADER_BYTES)
                 .serve_connection(TokioIo::new(stream), service)
         );
         tokio::select! {
@@ -208,6 +248,14 @@ impl Desk {
             _ = served => {}
             () = mine.unanswering() => {}
         }
+    }
+
+    /// There is no seat for this call.
+    fn refused(&self, request: &Request<Incoming>) -> Response<Body> {
+        let answer = too_many();
+        let error = Error::new(&codes::LIMIT_EXCEEDED).step("find room for one more call");
+        self.measured.refused(request, &answer, &error);
+        answer
     }
 
     fn panicked(&self) -> Response<Body> {

@@ -179,6 +179,7 @@ impl AtomicDir {
         made_at: Wall,
         generation: Generation,
     ) -> Result<()> {
+        tracing::trace!(generation = generation.0, "the files are swapped");
         let name = self.build(&plan.next, made_at, generation)?; // 1
         let prepared = self.copy(old).and_then(|()| self.commit(&name)); // 2, 3
         if let Err(error) = prepared {

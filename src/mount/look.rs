@@ -26,6 +26,7 @@ pub(super) fn mounts(fs: &dyn Fs) -> Result<Mounts> {
 
 /// The mount that `at` was reached through, whose id is `id`; `None` if it has been unmounted.
 pub(super) fn mount(fs: &dyn Fs, at: BorrowedFd<'_>, id: u64) -> Result<Option<Mount>> {
+    tracing::trace!(id, "a look at a mount");
     let told = fs.unique_mount_id(at).and_then(|unique| one(fs, unique));
     match told {
         Ok((mount, _)) => Ok(Some(mount)),

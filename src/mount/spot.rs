@@ -76,6 +76,7 @@ impl Spots {
     /// # Errors
     /// `csi.bad_target`: it does not lie below the root. `mount.link`: a link is in the way.
     pub fn find(&self, target: &TargetPath) -> Result<Found> {
+        tracing::trace!(%target, "a target is looked for");
         let Some(parent) = self.parent(target)? else {
             return Ok(Found::NoParent);
         };
@@ -107,7 +108,7 @@ impl Spots {
         let parent = match self.find(target)? {
             Found::Nothing(parent) if make => parent,
             Found::Directory(spot) => {
-                self.refuse_mounted(&spot)?;
+                self.refuse_taken(&spot, target, make)?;
                 spot.parent
             }
             found => return Err(no_target(&found)),
@@ -125,7 +126,7 @@ impl Spots {
     pub fn take(&self, target: &TargetPath, make: bool) -> Result<Spot> {
         match self.find(target)? {
             Found::Nothing(parent) if make => self.make(parent, target),
-            Found::Directory(spot) => self.refuse_mounted(&spot).map(|()| spot),
+            Found::Directory(spot) => self.refuse_taken(&spot, target, make).map(|()| spot),
             found => Err(no_target(&found)),
         }
     }
@@ -153,7 +154,11 @@ impl Spots {
                 if is_made {
                     let _ = self.fs.unlinkat(name, Removed::Directory);
                 }
-                Err(errno).step("open the target that was made")
+                match errno {
+                    // by somebody who was faster than we
+                    Errno::LOOP => Err(link("the target has become a symbolic link")),
+                    errno => Err(errno).step("open the target that was made"),
+                }
             }
         }
     }
@@ -250,6 +255,24 @@ impl Spots {
             Some(mount) if mount.shared.is_some() => Ok(()),
             Some(mount) => Err(unshared(Path::new(&mount.mount_point))),
             None => Err(Error::new(&codes::MOUNT_GONE).step("look at kubeletDir")),
+        }
+    }
+
+    /// Refuses a directory at which something is mounted; and, where it is ours to make and to remove, one that is not empty: neither we nor the
+    /// kubelet could remove it after the unpublish, and its pod would be terminating for ever.
+    fn refuse_taken(&self, spot: &Spot, target: &TargetPath, make: bool) -> Result<()> {
+        self.refuse_mounted(spot)?;
+        if !make {
+            return Ok(());
+        }
+        let name = At::below(spot.parent.dir.as_fd(), target.name());
+        let listed = self.fs.openat2(name, How::Directory);
+        match listed.and_then(|dir| self.fs.getdents(dir.as_fd())) {
+            Ok(entries) if entries.is_empty() => Ok(()),
+            Ok(_) => Err(Error::new(&codes::MOUNT_NOT_EMPTY)),
+            // since it was found
+            Err(Errno::LOOP) => Err(link("the target has become a symbolic link")),
+            Err(errno) => Err(errno).step("look into the target's directory"),
         }
     }
 

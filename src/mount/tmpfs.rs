@@ -90,7 +90,7 @@ impl Mounter for TmpfsMounter {
             .map_err(|error| error.object(target))
     }
 
-    /// 1. Refuse a target that is not a directory and cannot become one, at which something is mounted, or from which nothing would
+    /// 1. Refuse a target that is not a directory and cannot become one, at which something is mounted, whose files we could not remove, or from which nothing would
     ///    reach a pod.
     /// 2. Make a tmpfs that has no path.
     /// 3. Write all files through its descriptor, and close each: one open writer makes step 4 fail with EBUSY.
@@ -101,7 +101,8 @@ impl Mounter for TmpfsMounter {
     ///    is in a peer group, where it must be: without one `move_mount` succeeds all the same, and no pod sees anything.
     /// 8. Regain the writable side from the attached mount.
     ///
-    /// When step 6, 7 or 8 fails, the mount is detached again, and a directory that step 5 made is removed. Cloning before step 6 would undo more simply, but needs Linux 6.15; this
+    /// When step 6, 7 or 8 fails, the mount is detached again, and a directory that step 5 made is removed. What cannot be detached (the kernel
+    /// refuses, or somebody has mounted above it) is `mount.left`: not undone, so whoever asked must ask again or unpublish. Cloning before step 6 would undo more simply, but needs Linux 6.15; this
     /// order needs 5.12, and step 8 is what [`Mounter::adopt`] does, so every publish tests the restart.
     fn publish(
         &self,
@@ -161,7 +162,8 @@ impl TmpfsMounter {
         )?; // 3
         let attached = self.attach(target, dir.root(), options)?; // 4 to 7
         let writable = self.regain(dir.root()); // 8
-        let writable = writable.inspect_err(|_| self.undo(target, &attached.spot, dir.root()))?;
+        let writable =
+            writable.map_err(|error| self.undo(target, &attached.spot, dir.root(), error))?;
         Ok(TmpfsVolume {
             mounter: self.clone(),
             target: target.clone(),
@@ -191,10 +193,7 @@ impl TmpfsMounter {
                 stat,
                 swappable,
             }),
-            Err(error) => {
-                self.undo(target, &spot, mount);
-                Err(error) // 7
-            }
+            Err(error) => Err(self.undo(target, &spot, mount, error)), // 7
         }
     }
 
@@ -244,10 +243,12 @@ impl TmpfsMounter {
                 Probe::Absent if !remove_target => return Ok(()),
                 Probe::Absent => {
                     let name = At::below(spot.parent.dir.as_fd(), target.name());
-                    return match self.fs.unlinkat(name, Removed::Directory) {
-                        Err(Errno::NOENT) => Ok(()),
-                        result => result.step("remove the target directory"),
-                    };
+                    match self.fs.unlinkat(name, Removed::Directory) {
+                        Err(Errno::NOENT) => return Ok(()),
+                        Err(Errno::NOTEMPTY) => return Err(Error::new(&codes::MOUNT_NOT_EMPTY)),
+                        Err(Errno::NOTDIR) => {} // it has become something else: the next look says what
+                        result => return result.step("remove the target directory"),
+                    }
                 }
                 Probe::Ours { .. } => self.empty_and_detach(&spot)?,
             }
@@ -379,17 +380,36 @@ impl TmpfsMounter {
     }
 
     /// Detaches what a publish attached, unless something is seen to lie on it: that would go with it. Removes the directory, if it
-    /// was made for it.
-    fn undo(&self, target: &TargetPath, spot: &Spot, mount: BorrowedFd<'_>) {
+    /// was made for it. What to say: why the publish failed, or, if the mount is still there, that.
+    fn undo(&self, target: &TargetPath, spot: &Spot, mount: BorrowedFd<'_>, why: Error) -> Error {
         let shown = self.spots.spot(target).ok().flatten();
         let own = self.fs.statx(mount).ok();
         let is_covered = shown
             .zip(own)
             .is_some_and(|(shown, own)| shown.stat.mount_id != own.mount_id);
-        if !is_covered {
-            let _ = self.fs.umount2(mount);
-        }
+        let left = if is_covered {
+            self.is_attached(mount)
+                .then(|| "another mount lies above it".to_owned())
+        } else {
+            match self.fs.umount2(mount) {
+                Ok(()) | Err(Errno::INVAL) => None, // somebody else has unmounted it
+                Err(errno) => Some(errno.to_string()),
+            }
+        };
         self.spots.unmake(spot, target);
+        match left {
+            None => why,
+            Some(left) => Error::new(&codes::MOUNT_LEFT)
+                .detail(format!("{why}; and the mount is still there: {left}"))
+                .step("undo the publish"),
+        }
+    }
+
+    /// Whether the mount can be reached; where that cannot be seen it is taken to be so.
+    fn is_attached(&self, mount: BorrowedFd<'_>) -> bool {
+        let own = self.fs.statx(mount);
+        let layers = own.map(|own| look::layers(&*self.fs, mount, own.mount_id));
+        !matches!(layers, Ok(Ok(layers)) if layers.is_empty())
     }
 }
 

@@ -103,7 +103,10 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
         "recursive",
     ];
     let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    if !first || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') || name.len() > 63 {
+    if !first
+        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        || name.len() > limits::SOURCE_NAME_BYTES
+    {
         return Err("is not a source's name (A-Z, a-z, 0-9, _; no digit first; at most 63)");
     }
     if WORDS.contains(&name) {

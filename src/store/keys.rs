@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Error, Result, codes},
+    limits,
     secret::SecretBytes,
     store::{
         disk::{Disk, RealDisk, read_at_most},
@@ -21,8 +22,6 @@ use crate::{
     },
 };
 
-/// Bytes of an identity or recipients file: some hundred keys with comments.
-const KEY_FILE_BYTES: u64 = 64 << 10;
 /// The mark that `seal` puts into each file's header: see [`Recipients::mark`].
 pub const MARK: &str = "secretfs.dev/recipients";
 
@@ -35,6 +34,7 @@ impl Identities {
     /// # Errors
     /// `store.identity_missing`, `store.identity_mode` (wider than 0600), `store.identity_bad`, `store.io`.
     pub fn load(path: &Path) -> Result<Self> {
+        tracing::trace!(path = %path.display(), "an identity is read");
         let at = |error: Error| error.object(path.display());
         let unreadable = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => at(Error::new(&codes::STORE_IDENTITY_MISSING)),
@@ -56,12 +56,16 @@ impl Identities {
                 "the identity file has mode {mode:04o}, and only its owner may read it; chmod 600 it"
             ))));
         }
-        let bytes = read_at_most(&mut BufReader::new(file), meta.len(), KEY_FILE_BYTES)
-            .map_err(unreadable)?
-            .map(SecretBytes::new)
-            .ok_or_else(|| {
-                at(Error::new(&codes::STORE_IDENTITY_BAD).detail("is larger than 64 KiB"))
-            })?;
+        let bytes = read_at_most(
+            &mut BufReader::new(file),
+            meta.len(),
+            limits::KEY_FILE_BYTES,
+        )
+        .map_err(unreadable)?
+        .map(SecretBytes::new)
+        .ok_or_else(|| {
+            at(Error::new(&codes::STORE_IDENTITY_BAD).detail("is larger than 64 KiB"))
+        })?;
         Self::parse(&bytes).map_err(at)
     }
 

@@ -39,13 +39,16 @@ use std::{
     sync::Arc,
 };
 
-use crate::error::{Error, Result, codes};
+use crate::{
+    error::{Error, Result, codes},
+    limits,
+};
 
 pub use keys::{Identities, Recipients};
 pub use name::Name;
 pub use read::{Entry, Found, Listing, Lookup, Stamp, VersionInfo, parse_version};
 pub use rekey::Rekeyed;
-pub use seal::mark_of;
+pub use seal::{mark_of, unseal};
 
 pub(crate) use disk::read_at_most;
 use disk::{Disk, RealDisk};
@@ -54,8 +57,6 @@ use disk::{Disk, RealDisk};
 pub const FORMAT_VERSION: u64 = 1;
 /// The `format` of store.json.
 const FORMAT: &str = "secretfs-store";
-/// Bytes of store.json at most.
-const MANIFEST_BYTES: u64 = 64 << 10;
 
 /// A store that is there and of a format that this program knows.
 pub struct Store {
@@ -81,38 +82,21 @@ impl Store {
 
     fn open_on(dir: PathBuf, disk: Arc<dyn Disk>) -> Result<Self> {
         let store = Self { dir, disk };
+        tracing::trace!(dir = %store.dir.display(), "a store");
         store.check_format()?;
         Ok(store)
     }
 
     fn check_format(&self) -> Result<()> {
         let path = self.manifest();
-        let bytes = match read::read_file(&path, MANIFEST_BYTES) {
+        let bytes = match read::read_file(&path, limits::KEY_FILE_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::new(&codes::STORE_MISSING).object(self.dir.display()));
             }
             Err(error) => return Err(io_error(&path, "read it")(error)),
         };
-        let manifest = bytes
-            .and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok())
-            .filter(|manifest| manifest.format == FORMAT)
-            .ok_or_else(|| {
-                Error::new(&codes::STORE_CORRUPT)
-                    .object(path.display())
-                    .detail(format!(
-                        "is not the description of a store ({{\"format\": \"{FORMAT}\", \"version\": N}}); restore it"
-                    ))
-            })?;
-        if manifest.version == 0 || manifest.version > FORMAT_VERSION {
-            return Err(Error::new(&codes::STORE_FORMAT)
-                .object(path.display())
-                .detail(format!(
-                    "the store has format version {}, and this program knows {FORMAT_VERSION}; use a newer secretfs",
-                    manifest.version
-                )));
-        }
-        Ok(())
+        check_manifest(bytes.as_deref(), &path)
     }
 
     /// Its directory.
@@ -126,8 +110,13 @@ impl Store {
     /// `store.bad_recipient`, with file and line; `store.corrupt` if there is no such file; `store.io`.
     pub fn recipients(&self) -> Result<Recipients> {
         let path = self.dir.join("recipients");
-        let bytes = match read::read_file(&path, MANIFEST_BYTES) {
-            Ok(bytes) => bytes.unwrap_or_default(),
+        let bytes = match read::read_file(&path, limits::KEY_FILE_BYTES) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                return Err(Error::new(&codes::STORE_BAD_RECIPIENT)
+                    .object(path.display())
+                    .detail("is larger than 64 KiB"));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::new(&codes::STORE_CORRUPT)
                     .object(path.display())
@@ -157,6 +146,33 @@ impl Store {
     pub fn secret_dir(&self, name: &Name) -> PathBuf {
         secret_dir(&self.dir, name)
     }
+}
+
+/// Whether these bytes, `None` for more than there may be, describe a store that this program knows. `path` is where they are from.
+///
+/// # Errors
+/// `store.corrupt`; `store.format` for one of a newer version.
+#[doc(hidden)] // public for the fuzz target
+pub fn check_manifest(bytes: Option<&[u8]>, path: &Path) -> Result<()> {
+    let manifest = bytes
+        .and_then(|bytes| serde_json::from_slice::<Manifest>(bytes).ok())
+        .filter(|manifest| manifest.format == FORMAT)
+        .ok_or_else(|| {
+            Error::new(&codes::STORE_CORRUPT)
+                .object(path.display())
+                .detail(format!(
+                    "is not the description of a store ({{\"format\": \"{FORMAT}\", \"version\": N}}); restore it"
+                ))
+        })?;
+    if manifest.version == 0 || manifest.version > FORMAT_VERSION {
+        return Err(Error::new(&codes::STORE_FORMAT)
+            .object(path.display())
+            .detail(format!(
+                "the store has format version {}, and this program knows {FORMAT_VERSION}; use a newer secretfs",
+                manifest.version
+            )));
+    }
+    Ok(())
 }
 
 /// The directory of the secret `name` in the store at `dir`, whether or not one of them is there.

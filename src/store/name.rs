@@ -5,8 +5,7 @@
 
 use std::fmt;
 
-/// Bytes of a file name, on every file system that Linux users put a store on.
-const FILE_NAME_BYTES: usize = 255;
+use crate::limits;
 
 /// A secret's name: `payments/db`.
 ///
@@ -50,7 +49,7 @@ impl Name {
             return Err("ends in `@` and digits, which a reference takes for a version");
         }
         let name = Self(text.into());
-        if name.to_dir().len() > FILE_NAME_BYTES {
+        if name.to_dir().len() > limits::FILE_NAME_BYTES {
             return Err("is longer than 255 bytes, the most that a file name may have");
         }
         Ok(name)

@@ -19,6 +19,7 @@ use crate::{
         seal::{SEALED_BYTES, unseal},
         version_file,
     },
+    sys::file::open_regular,
 };
 
 /// How often a reader looks again when what it has just seen is gone: each time a writer has removed the secret, or a
@@ -117,6 +118,7 @@ impl Store {
     /// # Errors
     /// `store.io`, `store.corrupt`.
     pub fn look_up(&self, name: &Name, version: Option<u64>) -> Result<Lookup> {
+        tracing::trace!(%name, version, "a secret is looked up");
         for _ in 0..LOOKS {
             let Some(versions) = self.versions(name)? else {
                 return Ok(Lookup::Absent);
@@ -332,13 +334,13 @@ pub fn parse_version(text: &str) -> Option<u64> {
 
 /// All bytes of a file; `None` if there are more than `limit`.
 pub(super) fn read_file(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     let bytes = file.metadata()?.len();
     read_at_most(&mut file, bytes, limit)
 }
 
 fn open(path: &Path) -> io::Result<(File, Stamp)> {
-    let file = File::open(path)?;
+    let file = open_regular(path)?;
     let meta = file.metadata()?;
     let stamp = Stamp {
         device: meta.dev(),

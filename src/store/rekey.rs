@@ -45,6 +45,7 @@ impl Store {
     }
 
     fn rekey_secret(&self, name: &Name, with: &Identities, rekeyed: &mut Rekeyed) -> Result<()> {
+        tracing::trace!(%name, "a secret is encrypted anew");
         let writer = self.writer()?;
         let to = self.recipients()?;
         let mark = to.mark();

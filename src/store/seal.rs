@@ -12,10 +12,8 @@ use crate::{
     },
 };
 
-/// Bytes by which an age file may exceed its content: header (some hundred recipients), nonce, and 16 bytes each 64 KiB.
-const OVERHEAD_BYTES: u64 = 64 << 10;
-/// Bytes of the largest age file that is read.
-pub const SEALED_BYTES: u64 = limits::STORE_VALUE_BYTES + OVERHEAD_BYTES;
+/// Bytes of the largest age file that is read: its value, its header, and 16 bytes each 64 KiB.
+pub const SEALED_BYTES: u64 = limits::STORE_VALUE_BYTES + limits::STORE_HEADER_BYTES;
 
 /// An age file that holds `value`.
 ///
@@ -38,6 +36,11 @@ pub fn seal(value: &SecretBytes, to: &Recipients) -> Result<Vec<u8>> {
             output.finish().map(|_| ())
         })
         .map_err(|error| Error::new(&codes::BUG).step("encrypt").source(error))?;
+    if has_long_header(&sealed) {
+        return Err(Error::new(&codes::STORE_BAD_RECIPIENT).detail(
+            "there are too many recipients: the header would be longer than 64 KiB, and nobody would read it",
+        ));
+    }
     Ok(sealed)
 }
 
@@ -63,6 +66,11 @@ pub fn unseal(sealed: &[u8], with: &Identities) -> Result<SecretBytes> {
         ),
         _ => corrupt("is damaged; restore it, or roll back to another version"),
     };
+    if has_long_header(sealed) {
+        return Err(corrupt(
+            "has a header longer than 64 KiB: damaged, or encrypted to too many recipients",
+        ));
+    }
     let mut reader = age::Decryptor::new_buffered(sealed)
         .map_err(damaged)?
         .decrypt(with.keys())
@@ -76,6 +84,13 @@ pub fn unseal(sealed: &[u8], with: &Identities) -> Result<SecretBytes> {
     value
         .map(SecretBytes::new)
         .ok_or_else(|| Error::new(&codes::STORE_TOO_LARGE))
+}
+
+/// Whether the header does not end (`\n--- MAC`) where one may: each of its lines costs each key a multiplication on a curve.
+fn has_long_header(sealed: &[u8]) -> bool {
+    let most = usize::try_from(limits::STORE_HEADER_BYTES).unwrap_or(usize::MAX);
+    let header = sealed.get(..most).unwrap_or_default(); // a shorter file is all that it can be
+    !header.is_empty() && !header.array_windows::<4>().any(|four| four == b"\n---")
 }
 
 /// The mark of the recipients that a file was sealed to, if `seal` made it.

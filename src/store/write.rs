@@ -165,6 +165,7 @@ impl Store {
             .disk
             .lock(&path)
             .map_err(io_error(&path, "take the writers' lock"))?;
+        tracing::trace!("the writers' lock is held");
         let writer = Writer {
             store: self,
             new: self.dir.join(".new"),

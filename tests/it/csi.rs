@@ -1,5 +1,8 @@
 //! The CSI services over a real Unix socket, on mounts in memory, by a kubelet's calls.
 
+mod counted;
+pub mod flood;
+mod logs;
 mod real;
 mod wire;
 
@@ -116,11 +119,13 @@ impl Stage {
             expect: watch::channel(expect).1,
             readiness: readiness.clone(),
             audit: Audit::off(),
-            log: RpcLog::new(clock.clone()),
+            log: RpcLog::new(clock.clone()).counting(bed.metrics.clone()),
         };
         let info = PluginInfo::new("csi.secretfs.dev", readiness.clone());
         let listener = bind_private(&kubelet.socket).unwrap();
-        let services = Services::new(Arc::new(info), Arc::new(node));
+        // the clock without the bomb: what measures a panic must not panic
+        let services = Services::new(Arc::new(info), Arc::new(node))
+            .measured(bed.clock.clone(), bed.metrics.clone());
         let served = services.clone();
         tokio::spawn(async move { server::serve(&listener, served).await });
         Self {
@@ -364,6 +369,54 @@ async fn another_spec_is_the_next_generation_and_a_bad_one_changes_nothing() {
         code(&stage.kubelet.publish(&first).await),
         Code::InvalidArgument
     );
+}
+
+/// What a pod's author wrote beside the spec. It cannot change while the pod lives, but another version of the plugin may judge it otherwise.
+#[tokio::test]
+async fn a_wrong_attribute_of_a_served_volume_changes_nothing_and_its_author_is_told_once() {
+    type Change = fn(&mut Volume);
+    let stage = Stage::new();
+    let volume = stage.volume();
+    stage.kubelet.publish(&volume).await.unwrap();
+    let wrong: [(&str, Change); 3] = [
+        ("spec.unknown_key", |volume| {
+            volume.attributes.insert("sepc".into(), "x".into());
+        }),
+        ("spec.missing_key", |volume| volume.attributes.clear()),
+        ("csi.not_readonly", |volume| volume.read_only = false),
+    ];
+    for (expect, change) in wrong {
+        let mut wrong = volume.clone();
+        change(&mut wrong);
+        for _ in 0..2 {
+            stage.kubelet.publish(&wrong).await.unwrap();
+        }
+        assert_eq!(stage.bed.told(), ["SecretSpecRefused"], "{expect}");
+        assert_eq!(stage.bed.trouble(&volume.id).unwrap(), expect);
+        assert_eq!(stage.password(&volume).as_deref(), Some("s3cret"));
+        // where the mount is in doubt it is not OK, and where nothing is served yet the author hears it
+        let target = TargetPath::parse(&volume.target).unwrap();
+        let (id, at) = (wrong.id.clone(), wrong.target.clone());
+        let first = stage.kubelet.volume(&Pod::new("web"), "first", SPEC);
+        (wrong.id, wrong.target) = (first.id.clone(), first.target.clone());
+        assert_eq!(
+            code(&stage.kubelet.publish(&wrong).await),
+            Code::InvalidArgument
+        );
+        (wrong.id, wrong.target) = (id, at);
+        stage.bed.mounts.occupy(&target);
+        assert_eq!(
+            code(&stage.kubelet.publish(&wrong).await),
+            Code::Unavailable
+        );
+        stage.bed.mounts.lose(&target);
+        stage.kubelet.publish(&volume).await.unwrap();
+        assert_eq!(
+            stage.bed.told(),
+            ["SecretVolumeLost"],
+            "mended, and mounted anew"
+        );
+    }
 }
 
 #[tokio::test]

@@ -292,6 +292,7 @@ fn a_watch_that_breaks_in_any_way_is_begun_anew() {
         Fault::Ends,
         Fault::HalfBody,
         Fault::Garbage,
+        Fault::Long(limits::KUBE_ANSWER_BYTES),
     ] {
         let rig = Rig::new(ApiServer::up);
         rig.server.put(good());
@@ -310,6 +311,25 @@ fn a_watch_that_breaks_in_any_way_is_begun_anew() {
         rig.server.put(bad());
         rig.becomes("driver.object");
     }
+}
+
+#[test]
+fn an_answer_may_be_as_long_as_any_object() {
+    let rig = Rig::new(ApiServer::up);
+    rig.server.put(good());
+    let blanks = Fault::Long(limits::KUBE_ANSWER_BYTES - (64 << 10));
+    rig.server.fail_next(Call::List, blanks);
+    rig.server.fail_next(Call::Watch, blanks);
+    let mut rig = rig;
+    let way = rig.kubeconfig();
+    rig.watch(&way);
+    rig.becomes("");
+    eventually("the first watch", || {
+        rig.server.asked(Call::Watch).len() == 1
+    });
+    rig.server.put(bad());
+    rig.becomes("driver.object");
+    assert_eq!(rig.lists(), 1, "by the watch");
 }
 
 #[test]
@@ -352,6 +372,10 @@ fn an_answer_that_is_none_leaves_us_unready_with_its_cause() {
         (Fault::Status(500), "the API server answered 500"),
         (Fault::Garbage, "the answer is not an API server's"),
         (Fault::HalfBody, "the API server cannot be reached"),
+        (
+            Fault::Long(limits::KUBE_ANSWER_BYTES),
+            "the API server's answer is longer than 4 MiB",
+        ),
         (Fault::Hang, "the API server did not answer within 10 s"),
     ] {
         let mut rig = Rig::new(ApiServer::up);

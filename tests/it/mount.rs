@@ -1,6 +1,7 @@
 //! The mounts, on a real kernel: what every kind does (`support/mount_conformance.rs`), and what only a tmpfs has.
 
 mod options;
+mod race;
 mod reach;
 mod root;
 

@@ -38,7 +38,7 @@ pub fn good(text: &str) -> VolumeSpec {
     parse(text, &Setting::local(), &facts).unwrap_or_else(|problems| panic!("{text}\n{problems:?}"))
 }
 
-fn problems(text: &str) -> Vec<Problem> {
+pub fn problems(text: &str) -> Vec<Problem> {
     parse(text, &Setting::local(), &facts).expect_err(text)
 }
 

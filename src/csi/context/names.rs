@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{Expect, forged};
 use crate::{
     error::{Error, Result, codes},
+    limits,
     path::{TargetPath, VolumeId},
 };
 
@@ -14,7 +15,7 @@ use crate::{
 pub fn is_label(text: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    (1..=63).contains(&bytes.len())
+    (1..=limits::LABEL_BYTES).contains(&bytes.len())
         && bytes.iter().all(|b| alphanumeric(*b) || *b == b'-')
         && bytes.first().is_some_and(|b| alphanumeric(*b))
         && bytes.last().is_some_and(|b| alphanumeric(*b))
@@ -30,12 +31,12 @@ pub fn is_subdomain(text: &str) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
-    text.len() <= 253 && text.split('.').all(part)
+    text.len() <= limits::SUBDOMAIN_BYTES && text.split('.').all(part)
 }
 
 /// A pod's uid: a UUID, or 32 hex digits for a static pod.
 pub fn is_uid(text: &str) -> bool {
-    (1..=64).contains(&text.len())
+    (1..=limits::UID_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !text.starts_with('-')
 }
@@ -62,7 +63,7 @@ pub fn is_selinux_label(text: &str) -> bool {
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b',' | b':'))
     };
     let parts: Vec<&str> = text.splitn(4, ':').collect();
-    text.len() <= 255
+    text.len() <= limits::SELINUX_BYTES
         && match parts[..] {
             [user, role, kind] => word(user) && word(role) && word(kind),
             [user, role, kind, range] => word(user) && word(role) && word(kind) && level(range),

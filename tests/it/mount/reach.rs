@@ -11,13 +11,13 @@ use secretfs::{
     error::codes,
     mount::Mounter as _,
     sys::{
-        fs::{Fs as _, RealFs},
+        fs::{Errno, Fs as _, RealFs},
         namespace,
     },
 };
 
 use crate::support::{
-    faulty::{FaultyFs, KERNELS},
+    faulty::{Fault, FaultyFs, KERNELS},
     kubelet_dir::{KubeletDir, making},
     mount_conformance::{code, seen},
     sandbox::{Seen, everything, files},
@@ -203,6 +203,53 @@ fn a_mount_that_stops_being_shared_at_any_step_leaves_nothing_or_a_whole_volume(
         refused > 20 && undone > 10 && accepted > 1,
         "{refused} {undone} {accepted}"
     );
+}
+
+/// The kubelet unpublishes only after an answer that is not final: what is left behind must not be answered with one that is.
+#[test]
+fn what_a_failed_publish_cannot_undo_is_not_final_and_can_be_taken_over_or_down() {
+    let kubelet = KubeletDir::shared();
+    let fs = FaultyFs::new(KERNELS[0]);
+    let mounter = kubelet.mounter_over(fs.clone(), true);
+    let target = kubelet.target("p");
+    let (mut undone, mut left) = (0, 0);
+    for nth in 1.. {
+        fs.arm(nth, Fault::Errno(Errno::PERM));
+        fs.break_all(Some(("umount2", Errno::BUSY)));
+        let result = mounter.publish(&target, &snapshot(1, &[("a", "1")]), &making("v"));
+        let has_struck = fs.struck().is_some();
+        fs.disarm();
+        fs.break_all(None);
+        let error = result.err();
+        match kubelet.sandbox.volumes().len() {
+            0 => {
+                undone += 1;
+                assert_ne!(error.unwrap().code(), &codes::MOUNT_LEFT, "call {nth}");
+                assert!(!target.as_path().exists(), "call {nth}");
+            }
+            _ if error.is_none() => {}
+            _ => {
+                left += 1;
+                let error = error.unwrap();
+                assert_eq!(error.code(), &codes::MOUNT_LEFT, "call {nth}");
+                let said = error.to_string();
+                assert!(said.contains("; and the mount is still there: "), "{said}");
+                let status = secretfs::csi::status::first_publish(&error);
+                assert_eq!(status.code(), tonic::Code::Unavailable);
+                let mut adopted = mounter.adopt(&target, &making("v")).unwrap();
+                assert!(
+                    !adopted.replace(&snapshot(1, &[("a", "1")])).unwrap(),
+                    "it is whole"
+                );
+            }
+        }
+        assert_eq!(code(mounter.unpublish(&target, true)), "ok");
+        assert_eq!(kubelet.sandbox.volumes().len(), 0);
+        if !has_struck {
+            break;
+        }
+    }
+    assert!(undone > 20 && left > 5, "{undone} {left}");
 }
 
 #[test]
