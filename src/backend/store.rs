@@ -27,6 +27,7 @@ use crate::{
     secret::{Content, Object, SecretBytes, Version},
     spec::{ObjectRef, Problem, Span},
     store::{Identities, Lookup, Name, Stamp, Store, parse_version},
+    sys::stack,
 };
 
 use watch::Tidings;
@@ -171,10 +172,13 @@ impl StoreBackend {
         have: Option<u64>,
         settled: bool,
     ) -> Result<Answer> {
+        tracing::trace!(name = %asked.name, settled, "a look at the store");
         let place = self.place.clone();
         let delivered = self.delivered().get(asked).copied();
         let its = asked.clone();
-        let look = tokio::task::spawn_blocking(move || place.look(&its, have, delivered, settled));
+        let look = tokio::task::spawn_blocking(move || {
+            stack::clean(|| place.look(&its, have, delivered, settled)) // keys and values were on it
+        });
         tokio::select! {
             looked = look => looked.map_err(|_| Error::new(&codes::BUG).detail("a look at the store panicked"))?,
             stopped = stopped(cx) => Err(stopped),

@@ -132,7 +132,40 @@ impl Answer {
 mod tests {
     use std::mem::offset_of;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// The kernel is believed, and yet: whatever its answer says of where strings stand, they are taken from within it.
+        #[test]
+        fn strings_lie_within_the_answer(
+            mask in prop_oneof![Just(ALWAYS | MNT_OPTS | SB_SOURCE), any::<u64>()],
+            places in prop::array::uniform5(prop_oneof![0..STRINGS as u32 + 4, any::<u32>()]),
+            ends in prop::collection::vec(0..STRINGS, 0..4),
+        ) {
+            // SAFETY: only integers, for which zero is a value.
+            let mut answer: Box<Answer> = Box::new(unsafe { std::mem::zeroed() });
+            answer.strings.fill(b'x');
+            for end in &ends {
+                answer.strings[*end] = 0;
+            }
+            answer.mask = mask;
+            [answer.mnt_root, answer.mnt_point, answer.fs_type, answer.sb_source, answer.mnt_opts] = places;
+            let ended = |at: u32| ends.iter().any(|end| *end >= at as usize);
+            match answer.read() {
+                None => prop_assert!(mask & ALWAYS != ALWAYS || !places[..3].iter().all(|at| ended(*at))),
+                Some(stat) => {
+                    prop_assert!(mask & ALWAYS == ALWAYS && places[..3].iter().all(|at| ended(*at)));
+                    for text in [&stat.root, &stat.point, &stat.fs_type] {
+                        prop_assert!(text.as_bytes().iter().all(|byte| *byte == b'x'));
+                    }
+                    prop_assert_eq!(stat.source.is_some(), mask & SB_SOURCE != 0 && ended(places[3]));
+                    prop_assert_eq!(stat.options.is_some(), mask & MNT_OPTS != 0 && ended(places[4]));
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_kernels_layouts() {

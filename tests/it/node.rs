@@ -248,8 +248,10 @@ fn health_is_served_at_an_address_and_at_a_socket() {
     for (path, expect) in [
         ("/healthz", (200, "ok\n")),
         ("/readyz", (200, "ok\n")),
-        ("/metrics", (404, "this version has no metrics yet\n")),
-        ("/v1/node", (404, "there are: GET /healthz, GET /readyz\n")),
+        (
+            "/v1/node",
+            (404, "there are: GET /healthz, GET /metrics, GET /readyz\n"),
+        ),
     ] {
         let (status, body) = get_at(&running, path);
         assert_eq!((status, body.as_str()), expect, "{path}");
@@ -282,10 +284,10 @@ fn status_and_refresh_speak_to_the_plugin() {
         text.starts_with("node n1, driver csi.secretfs.dev, ready\n  kubernetes: off: "),
         "{text}"
     );
-    let row = text.lines().last().unwrap();
+    let row = text.lines().nth_back(1).unwrap();
     let words: Vec<_> = row.split_whitespace().collect();
-    assert_eq!(words[..4], ["payments/api-0", "v", "tmpfs", "1"], "{text}");
-    assert!(row.ends_with("fresh"), "{text}");
+    let expect = ["fresh", "payments/api-0", "v", "tmpfs", "1"];
+    assert_eq!(words[..5], expect, "{text}");
     let json = bed
         .bed
         .ok(&[&["status", "--json"], &config[..]].concat(), "");
@@ -444,11 +446,8 @@ fn told_to_stop_twice_it_ends_at_once() {
 
 // --- power
 
-// linux/capability.h
-const KEPT: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 21; // CHOWN, DAC_OVERRIDE, FOWNER, SYS_ADMIN
-
 #[test]
-fn it_has_four_capabilities_can_gain_none_and_may_open_many_files() {
+fn it_may_open_as_many_files_as_the_system_allows() {
     let bed = NodeBed::shared();
     let mut command = Command::new("sh");
     command
@@ -460,24 +459,11 @@ fn it_has_four_capabilities_can_gain_none_and_may_open_many_files() {
         .stdout(std::process::Stdio::piped());
     let mut running = bed.bed.spawn(command);
     running.first_line();
-    let of = |file: &str, key: &str| {
-        let text = fs::read_to_string(format!("/proc/{}/{file}", running.child.id())).unwrap();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .unwrap();
-        line.split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    for set in ["CapPrm:", "CapEff:"] {
-        let have = u64::from_str_radix(&of("status", set)[0], 16).unwrap();
-        assert_eq!(have & !KEPT, 0, "{set} {have:x}");
-        assert_ne!(have & 1 << 21, 0, "{set} {have:x}");
-    }
-    assert_eq!(of("status", "CapInh:"), ["0000000000000000"]);
-    assert_eq!(of("status", "NoNewPrivs:"), ["1"]);
-    let files = of("limits", "Max open files");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", running.child.id())).unwrap();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let files: Vec<_> = line.unwrap().split_whitespace().collect();
     assert_eq!(files[0], files[1], "soft is hard");
     assert_ne!(files[0], "256");
     running.stop();

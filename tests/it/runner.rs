@@ -11,6 +11,7 @@ use std::{
 use secretfs::{
     caller::AsksAs,
     error::codes,
+    observe::metrics::Metrics,
     render::Known,
     source::{
         SourceKey, SourceView,
@@ -40,7 +41,7 @@ impl Rig {
         let (clock, panics) = (ManualClock::new(), Arc::default());
         let pool = Pool::new(Rules::default());
         Self {
-            sources: Sources::start(clock.clone(), pool, Arc::clone(&panics)),
+            sources: Sources::start(clock.clone(), pool, Arc::clone(&panics), Metrics::default()),
             store: Scripted::default(),
             clock,
             panics,

@@ -107,6 +107,7 @@ impl Tidings {
     }
 
     fn take_seat(&self, name: &Name) -> Seat<'_> {
+        tracing::trace!(%name, "a watch of the store begins");
         let wake = Arc::new(Notify::new());
         let mut state = self.shared.lock();
         let id = state.next_id;

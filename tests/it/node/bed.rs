@@ -37,7 +37,11 @@ pub struct NodeBed {
 impl NodeBed {
     /// With a store that holds `a`, and a kubelet's directory whose mount has this propagation.
     pub fn new(propagation: Propagation) -> Self {
-        let bed = Bed::new();
+        Self::on(Bed::new(), propagation)
+    }
+
+    /// [`Self::new`], on a bed whose store is empty.
+    pub fn on(bed: Bed, propagation: Propagation) -> Self {
         bed.put("a", "value of a");
         let kubelet = bed.path("k");
         fs::create_dir_all(&kubelet).unwrap();

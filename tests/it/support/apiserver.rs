@@ -47,6 +47,8 @@ pub enum Fault {
     HalfBody,
     /// An answer that is no JSON.
     Garbage,
+    /// A good answer, or line of a watch, behind so many blanks.
+    Long(usize),
     /// A watch that ends at once, in good order.
     Ends,
     /// A watch whose first line is an error of this status.
@@ -305,7 +307,7 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<Fe
     let always = state.always.get(&call).copied();
     let fault = state.next.get_mut(&call).and_then(VecDeque::pop_front);
     match fault.or(always) {
-        Some(fault) => state.fail(fault),
+        Some(fault) => state.fail(call, fault),
         None => match call {
             Call::List => state.list(&query),
             Call::Watch => state.watch(&query),
@@ -335,14 +337,15 @@ impl State {
         if !self.allowed(query) {
             return status(403);
         }
-        whole(
-            200,
-            &json!({
-                "kind": "CSIDriverList", "apiVersion": "storage.k8s.io/v1",
-                "metadata": {"resourceVersion": self.version.to_string()},
-                "items": Vec::from_iter(&self.object),
-            }),
-        )
+        whole(200, &self.all())
+    }
+
+    fn all(&self) -> Value {
+        json!({
+            "kind": "CSIDriverList", "apiVersion": "storage.k8s.io/v1",
+            "metadata": {"resourceVersion": self.version.to_string()},
+            "items": Vec::from_iter(&self.object),
+        })
     }
 
     fn watch(&mut self, query: &str) -> Response<Feed> {
@@ -385,7 +388,7 @@ impl State {
         whole(201, &event)
     }
 
-    fn fail(&mut self, fault: Fault) -> Response<Feed> {
+    fn fail(&mut self, call: Call, fault: Fault) -> Response<Feed> {
         let (send, receive) = mpsc::unbounded_channel();
         let chunk = |text: &str| Ok(Bytes::from(text.to_owned()));
         match fault {
@@ -401,6 +404,18 @@ impl State {
                 send.send(Err(io::Error::other("scripted"))).unwrap();
             }
             Fault::Garbage => send.send(chunk("<html>a proxy's page</html>\n")).unwrap(),
+            Fault::Long(blanks) => {
+                let object = self.object.clone().unwrap_or_default();
+                let good = match call {
+                    Call::Watch => json!({"type": "MODIFIED", "object": object}),
+                    Call::List | Call::PostEvent => self.all(),
+                };
+                send.send(chunk(&" ".repeat(blanks))).unwrap();
+                send.send(Ok(json_line(&good))).unwrap();
+                if call == Call::Watch {
+                    self.watchers.push(send); // the stream itself stays open
+                }
+            }
             Fault::Ends => {}
             Fault::ErrorLine(code) => {
                 let line = json!({"type": "ERROR", "object": status_object(code)});

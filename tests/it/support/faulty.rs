@@ -92,6 +92,8 @@ struct State {
     hook: Option<(u64, Hook)>,
     hook_ran: bool,
     struck: Option<&'static str>,
+    /// A kind of call that fails, whatever else does.
+    broken: Option<(&'static str, Errno)>,
     is_dead: bool,
     made: BTreeSet<&'static str>,
     /// What was set on file systems, as `key=value` or `key`.
@@ -120,6 +122,11 @@ impl FaultyFs {
         let mut state = self.state.lock().unwrap();
         (state.calls, state.hook_ran) = (0, false);
         state.hook = Some((nth, Box::new(hook)));
+    }
+
+    /// Every call of this kind fails, beside what is armed; `None`: no more.
+    pub fn break_all(&self, broken: Option<(&'static str, Errno)>) {
+        self.state.lock().unwrap().broken = broken;
     }
 
     /// Ends the fault, and death: the next call is of a new process.
@@ -168,6 +175,9 @@ impl FaultyFs {
         }
         if state.is_dead {
             return Err(Errno::IO);
+        }
+        if let Some((_, errno)) = state.broken.filter(|(broken, _)| *broken == call) {
+            return Err(errno);
         }
         match state.armed {
             Some((_, Fault::Stuck(errno))) if state.struck == Some(call) => Err(errno),

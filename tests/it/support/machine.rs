@@ -64,7 +64,11 @@ pub struct Shown {
 impl Machine {
     /// With a kubelet's directory that is shared, and a store in which every secret is 1.
     pub fn new() -> Self {
-        let node = NodeBed::shared();
+        Self::of(NodeBed::shared())
+    }
+
+    /// The same on this bed.
+    pub fn of(node: NodeBed) -> Self {
         let kubelet = FakeKubelet {
             socket: node.csi(),
             ..FakeKubelet::new(&node.bed.path("k"))
@@ -141,8 +145,11 @@ impl Machine {
 
     #[track_caller]
     pub fn nothing_is_left(&self, volumes: &[Volume]) {
-        let ours = mounts();
-        let ours: Vec<_> = ours.iter().filter(|one| one.volume().is_some()).collect();
+        let (all, dir) = (mounts(), &self.node.bed.dir);
+        let ours = all.iter().filter(|one| one.volume().is_some());
+        let ours: Vec<_> = ours
+            .filter(|one| Path::new(&one.mount_point).starts_with(dir))
+            .collect();
         assert!(ours.is_empty(), "{ours:?}");
         for volume in volumes {
             assert!(!volume.target.exists(), "{}", volume.target.display());

@@ -6,16 +6,21 @@ pub mod broken;
 pub mod canary;
 pub mod clock;
 pub mod content;
+pub mod disk;
 pub mod faulty;
 pub mod kubelet;
 pub mod kubelet_dir;
 pub mod machine;
+pub mod memory;
 pub mod mount_conformance;
+pub mod needles;
 pub mod pace;
 pub mod program;
 pub mod readers;
 pub mod sandbox;
+pub mod scrape;
 pub mod scripted;
+pub mod session;
 pub mod snapshots;
 
 /// Whether files can be given to another user: not in a user namespace that has only our own id.

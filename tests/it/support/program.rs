@@ -1,6 +1,7 @@
 //! The built program, run as a user runs it, in a place of its own.
 
 use std::{
+    any::Any,
     fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -17,6 +18,9 @@ use super::sandbox::Sandbox;
 /// Longer than anything here takes, also on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What the line about a refused system call says, in each form of the log.
+pub const REFUSED: &str = "a system call was refused";
+
 /// The program under test. `tests/run` names a copy of it for a user who may not read the build directory.
 pub fn program() -> PathBuf {
     std::env::var_os("SECRETFS_TEST_BIN")
@@ -27,20 +31,29 @@ pub fn program() -> PathBuf {
 pub struct Bed {
     pub dir: PathBuf,
     /// Its mounts and its directory go with it.
-    _sandbox: Sandbox,
+    _sandbox: Box<dyn Any + Send>,
 }
 
 impl Bed {
     /// A bed with an empty store.
     pub fn new() -> Self {
+        Self::named("bed")
+    }
+
+    /// In a directory of this name.
+    pub fn named(name: &str) -> Self {
         let sandbox = Sandbox::new();
-        let dir = sandbox.path().join("bed");
+        Self::at(sandbox.path().join(name), sandbox)
+    }
+
+    /// A bed in this directory, which lasts as long as the sandbox does.
+    pub fn at(dir: PathBuf, sandbox: impl Any + Send) -> Self {
         for sub in ["run", "target"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
         let bed = Self {
             dir,
-            _sandbox: sandbox,
+            _sandbox: Box::new(sandbox),
         };
         bed.ok(&["store", "init"], "");
         bed
@@ -81,7 +94,9 @@ impl Bed {
         let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
         // a command that reads nothing closes its end: EPIPE is not our failure
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
+        let output = child.wait_with_output().unwrap();
+        nothing_refused(&String::from_utf8_lossy(&output.stderr));
+        output
     }
 
     /// Runs it, and it must succeed; its stdout.
@@ -214,7 +229,16 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !thread::panicking() {
+            nothing_refused(&fs::read_to_string(&self.log).unwrap_or_default()); // a bed may go first
+        }
     }
+}
+
+/// Whatever a test is about: the program made no system call that its filter does not list (src/sys/seccomp/allowed.rs).
+fn nothing_refused(log: &str) {
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(REFUSED)).collect();
+    assert!(lines.is_empty(), "{lines:#?}");
 }
 
 /// Returns once `holds` does; looks again often.
