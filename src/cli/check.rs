@@ -64,6 +64,7 @@ pub struct World<'w> {
 /// A file cannot be read, a backend cannot be made, `out` cannot be written.
 pub async fn run(args: &CheckArgs, world: &World<'_>, out: &mut (dyn Write + Send)) -> Result<u8> {
     let report = examine(args, world).await?;
+    tracing::trace!(problems = report.problems(), "checked");
     let written = if args.json {
         writeln!(out, "{}", report.json())
     } else {

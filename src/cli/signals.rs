@@ -17,6 +17,7 @@ impl Signals {
     /// # Errors
     /// `node.io`.
     pub fn listen() -> Result<Self> {
+        tracing::trace!("signals are listened for");
         let on = |kind| {
             signal(kind).map_err(|error| {
                 Error::new(&codes::NODE_IO)

@@ -133,6 +133,7 @@ pub struct Io<'a> {
 /// Those of the store; `usage`, `config.unreadable` for an input file, `stdout.closed`, `node.io` when stdout cannot be written.
 pub fn run(args: StoreArgs, env: &Env, io: &mut Io<'_>) -> Result<()> {
     let dir = load::store_dir(args.store.as_deref(), env)?;
+    tracing::trace!(dir = %dir.display(), "the store");
     let identity = || load::identity_file(args.identity.as_deref(), env);
     match args.command {
         Command::Init { recipient } => init(&dir, &recipient, identity, io),

@@ -93,6 +93,7 @@ impl Events {
 
     /// Hands it over; never waits.
     pub fn tell(&self, event: Event) {
+        tracing::trace!(reason = event.reason, pod = %event.about.pod, "an Event is handed over");
         if let Some(way) = &self.way
             && way.try_send(event).is_err()
         {

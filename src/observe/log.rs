@@ -1,15 +1,23 @@
 //! Logs on stderr: one event each with a constant message and its values in fields.
 //!
 //! The level is that of `--log-level`, else of SECRETFS_LOG_LEVEL, else of the configuration, where it can change at run time
-//! ([`follow`]). It is about our own crate. Dependencies stay at `warn`: an HTTP client's trace prints headers and bodies.
+//! ([`follow`]). It is about our own crate. Dependencies stay at `warn`: an HTTP client's trace prints headers and bodies. Nothing is repeated
+//! without end (`limit`).
 
-use std::{io::IsTerminal, sync::OnceLock};
+use std::{
+    io::IsTerminal,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
 pub use crate::config::LogLevel as Level;
+use crate::{clock::SystemClock, observe::limit::Limit};
 
 /// When nobody says anything.
 const DEFAULT: Level = Level::Warn;
@@ -28,6 +36,7 @@ struct Control {
     /// A flag or the environment said so: the configuration does not change it.
     explicit: bool,
     filter: reload::Handle<EnvFilter, Registry>,
+    limit: Limit,
 }
 
 static CONTROL: OnceLock<Control> = OnceLock::new();
@@ -35,7 +44,9 @@ static CONTROL: OnceLock<Control> = OnceLock::new();
 /// Starts logging; `explicit` is what a flag or the environment says. A second call (tests) changes nothing.
 pub fn start(explicit: Option<Level>, format: Format) {
     let (filter, handle) = reload::Layer::new(filter(explicit.unwrap_or(DEFAULT)));
+    let limit = Limit::new(Arc::new(SystemClock));
     let registry = tracing_subscriber::registry().with(filter);
+    let registry = registry.with(limit.clone());
     let started = match format {
         Format::Text => {
             let ansi = std::io::stderr().is_terminal();
@@ -54,7 +65,16 @@ pub fn start(explicit: Option<Level>, format: Format) {
         let _ = CONTROL.set(Control {
             explicit: explicit.is_some(),
             filter: handle,
+            limit,
         });
+        tracing::debug!("the log begins");
+    }
+}
+
+/// Before the process ends: how many lines were left out, if any were.
+pub fn tell_rest() {
+    if let Some(control) = CONTROL.get() {
+        control.limit.tell_rest();
     }
 }
 
@@ -91,9 +111,18 @@ fn filter(level: Level) -> EnvFilter {
     EnvFilter::new(format!("{others},kube_client=off,secretfs={own}"))
 }
 
-/// From now on a panic says where, and not what: its message may hold what it choked on.
+/// Panics of this process: the hook is of the process as well.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How many panics there have been since [`hide_panics`]: caught or not, each once.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// From now on a panic is counted and says where, and not what: its message may hold what it choked on.
 pub fn hide_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
         let place = panic
             .location()
             .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
@@ -110,7 +139,12 @@ mod tests {
         let shown = |control: &Control| control.filter.with_current(ToString::to_string).unwrap();
         for explicit in [false, true] {
             let (layer, filter) = reload::Layer::new(filter(DEFAULT));
-            let control = Control { explicit, filter };
+            let limit = Limit::new(Arc::new(SystemClock));
+            let control = Control {
+                explicit,
+                filter,
+                limit,
+            };
             let seen: Vec<bool> = [Some(Level::Debug), None, Some(Level::Error)]
                 .into_iter()
                 .map(|level| {

@@ -40,6 +40,7 @@ impl Readiness {
     }
 
     fn put(&self, part: &'static str, state: Option<Part>) {
+        tracing::trace!(part, may_object = state.is_some(), "readiness");
         let mut parts = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match state {
             None => parts.remove(part),
