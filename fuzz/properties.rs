@@ -1,5 +1,19 @@
 //! What must hold for any input. The fuzz targets search for one for which it does not; tests/it/fuzz_corpus.rs replays those
 //! that are kept.
+//!
+//! A property is a function of bytes. It panics where something does not hold; its [`Verdict`] says whether the input got as far as an
+//! input of that kind can, so that a corpus that reaches nothing is noticed.
+
+#[path = "properties/admin_http.rs"]
+mod admin_http;
+#[path = "properties/csi_publish.rs"]
+mod csi_publish;
+#[path = "properties/mountinfo.rs"]
+mod mountinfo;
+#[path = "properties/store_header.rs"]
+mod store_header;
+#[path = "properties/token.rs"]
+mod token;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,23 +21,51 @@ use secretfs::{
     backend::registry,
     cli::check,
     config::{Config, Env},
-    error::codes,
+    csi::status,
+    error::{Error, codes},
     limits,
     render::{self, FileContent, Known},
     secret::{Content, Field, Object, SecretBytes, Version},
     spec::{self, Facts, ObjectRef, Origin, Place, Problem, Setting, Span, VolumeSpec},
 };
 
+pub use admin_http::admin_http;
+pub use csi_publish::csi_publish;
+pub use mountinfo::mountinfo;
+pub use store_header::store_header;
+pub use token::token;
+
+/// What became of an input.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Verdict {
+    /// It was not taken.
+    Refused,
+    /// It went all the way.
+    Accepted,
+}
+
+impl Verdict {
+    fn of(accepted: bool) -> Self {
+        match accepted {
+            true => Self::Accepted,
+            false => Self::Refused,
+        }
+    }
+}
+
 /// Any text as a spec and as a configuration: it is accepted, or it has problems, each with its place and its words.
-pub fn spec(data: &[u8]) {
+pub fn spec(data: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(data) else {
-        return;
+        return Verdict::Refused;
     };
     let place = match data.len() % 2 {
         0 => Place::Local,
         _ => Place::Kubernetes { fs_group: None },
     };
-    match parse(text, place) {
+    let parsed = parse(text, place);
+    let config = Config::parse(text, &Env::default(), &registry::problems);
+    let verdict = Verdict::of(parsed.is_ok() || config.is_ok());
+    match parsed {
         Ok(spec) => {
             well_formed(&spec);
             let again = parse(text, place).map(|spec| spec.digest);
@@ -35,20 +77,21 @@ pub fn spec(data: &[u8]) {
         }
         Err(problems) => told(text, &problems),
     }
-    if let Err(problems) = Config::parse(text, &Env::default(), &registry::problems) {
+    if let Err(problems) = config {
         told(text, &problems);
     }
+    verdict
 }
 
 /// `spec \0 secret \0 secret ...`: rendered twice alike, within the limits, and no error holds a secret. A secret that begins
 /// with `F` is fields, a line each; one that is `A` is absent; one that is missing is unknown.
-pub fn render(data: &[u8]) {
+pub fn render(data: &[u8]) -> Verdict {
     let mut parts = data.split(|byte| *byte == 0);
     let Some(Ok(text)) = parts.next().map(std::str::from_utf8) else {
-        return;
+        return Verdict::Refused;
     };
     let Ok(spec) = parse(text, Place::Local) else {
-        return;
+        return Verdict::Refused;
     };
     let secrets: Vec<&[u8]> = parts.collect();
     let known: Vec<Known> = (0..spec.objects.len())
@@ -74,6 +117,7 @@ pub fn render(data: &[u8]) {
                     _ => panic!("{path} is kept or not"),
                 }
             }
+            Verdict::Accepted
         }
         (Err(error), Err(_)) => {
             let said = format!("{error} {error:?}");
@@ -87,6 +131,7 @@ pub fn render(data: &[u8]) {
             if !names.contains(&error.code()) && !text.contains(CANARY) {
                 assert!(!said.contains(CANARY), "{said}");
             }
+            Verdict::Refused
         }
         _ => panic!("rendering is not a function of its input"),
     }
@@ -149,6 +194,36 @@ fn parse(text: &str, place: Place) -> Result<VolumeSpec, Vec<Problem>> {
         },
     )
 }
+
+/// Two judgements of one input say the same, in one line that a kubelet's event, a log and an HTTP answer can show, without what was
+/// planted.
+fn same_words(error: &Error, again: &Error) {
+    assert_eq!(words(error), format!("{again} {again:?}"));
+}
+
+/// The words of an error.
+fn words(error: &Error) -> String {
+    let said = format!("{error} {error:?}");
+    assert!(!said.contains(PLANTED), "a secret in an error: {said}");
+    let status = status::first_publish(error);
+    let message = status.message();
+    assert!(message.len() <= limits::CSI_STATUS_BYTES, "{message:?}");
+    assert!(message.contains(error.code().name), "{message:?}");
+    // UTF-8 has control characters as these bytes, and U+0080 to U+009F as C2 80 to C2 9F
+    let bytes = message.as_bytes();
+    assert!(
+        bytes.iter().all(|byte| *byte >= b' ' && *byte != 0x7f),
+        "{message:?}"
+    );
+    assert!(
+        message.is_ascii() || !message.contains(char::is_control),
+        "{message:?}"
+    );
+    said
+}
+
+/// A word that a property puts into an input's secrets by itself.
+const PLANTED: &str = "pLaNtEd7f3c";
 
 /// What leaves the parser cannot be wrong.
 fn well_formed(spec: &VolumeSpec) {

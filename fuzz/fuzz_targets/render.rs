@@ -2,7 +2,10 @@
 #![no_main]
 
 #[path = "../properties.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod properties;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::render(data));
+#[path = "../bounded.rs"]
+mod bounded;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bounded::run(data, properties::render));

@@ -1,0 +1,11 @@
+//! What a client sends to the admin socket and the health checks.
+#![no_main]
+
+#[path = "../properties.rs"]
+#[allow(dead_code, unused_imports)]
+mod properties;
+
+#[path = "../bounded.rs"]
+mod bounded;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bounded::run(data, properties::admin_http));

@@ -1,0 +1,11 @@
+//! Any bytes as a publish, up to what is decided.
+#![no_main]
+
+#[path = "../properties.rs"]
+#[allow(dead_code, unused_imports)]
+mod properties;
+
+#[path = "../bounded.rs"]
+mod bounded;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bounded::run(data, properties::csi_publish));
