@@ -83,3 +83,24 @@ fn the_page_of_commands_is_made_of_their_help() {
     }
     compare("reference/cli.md", &text);
 }
+
+/// Of the architecture whose list is the longer one.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_page_of_system_calls_is_made_of_the_filter() {
+    let [freely, bounded] = secretfs::sys::seccomp::explain();
+    let mut text = String::from(
+        "# System calls\n\nWhat `secretfs node`, and `secretfs mount` without `--on-change`, may ask of the kernel; every other call fails. \
+         [hardening.md](../hardening.md) says what happens then. This page is written by a test from `src/sys/seccomp/allowed.rs`.\n\n\
+         ## Freely\n\n| for | calls |\n|---|---|\n",
+    );
+    let rows = |rows: &[(Vec<&str>, &str)]| -> String {
+        let row =
+            |(calls, why): &(Vec<&str>, &str)| format!("| {why} | `{}` |\n", calls.join("` `"));
+        rows.iter().map(row).collect()
+    };
+    text += &rows(&freely);
+    text += "\n## With some arguments only\n\n| for | call |\n|---|---|\n";
+    text += &rows(&bounded);
+    compare("reference/syscalls.md", &text);
+}

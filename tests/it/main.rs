@@ -4,11 +4,13 @@ mod support;
 
 mod docs;
 mod docs_pages;
+mod docs_threats;
 mod tidy;
 
 mod check;
 mod config;
 mod fuzz_corpus;
+mod input;
 mod render;
 mod spec;
 
@@ -33,10 +35,18 @@ mod torn;
 mod mount_cli;
 mod mount_demo;
 mod node;
+mod node_audit;
 mod node_crash;
+mod node_disk;
 mod node_hang;
+mod node_input;
+mod node_logs;
+mod node_memory;
+mod node_metrics;
 mod node_records;
 mod node_reload;
+mod node_seal;
+mod node_status;
 mod node_tenants;
 mod process;
 mod redaction;
@@ -45,4 +55,6 @@ mod reload;
 mod bench;
 
 mod audit;
+mod metrics;
+mod monitoring;
 mod policy;

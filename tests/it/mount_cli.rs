@@ -169,19 +169,20 @@ fn sighup_asks_now_and_status_shows_it() {
     assert_eq!(
         header,
         [
+            "STATE",
             "VOLUME",
             "TARGET",
             "MOUNT",
             "GENERATION",
             "CHECKED",
-            "NEXT",
-            "STATE"
+            "NEXT"
         ]
     );
     assert!(
-        text.contains(" fresh") && text.contains(bed.target().to_str().unwrap()),
+        text.contains("\nfresh ") && text.ends_with("\n1 volume: 1 fresh\n"),
         "{text}"
     );
+    assert!(text.contains(bed.target().to_str().unwrap()), "{text}");
     let before = running.log().len();
     running.signal(Signal::HUP);
     eventually("the refresh is in the log", || {

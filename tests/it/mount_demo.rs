@@ -5,12 +5,16 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{program::program, sandbox::Sandbox};
+use crate::support::{
+    program::{REFUSED, program},
+    sandbox::Sandbox,
+};
 
 fn demo(dir: &Path) -> Command {
     let mut command = Command::new(program());
@@ -63,13 +67,29 @@ fn it_shows_all_of_it_and_leaves_nothing() {
     assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 0);
 }
 
-/// A demo that is left running, and what it says until then.
-fn kept(dir: &Path, more: &[&str]) -> (Child, impl Iterator<Item = String> + use<>) {
+/// A demo that is left running, what it says until then, and all that was taken of it so far. It logs at trace level.
+fn kept(
+    dir: &Path,
+    more: &[&str],
+    log: fs::File,
+) -> (
+    Child,
+    impl Iterator<Item = String> + use<>,
+    Arc<Mutex<String>>,
+) {
     let mut command = demo(dir);
     command.arg("--keep").args(more).stdout(Stdio::piped());
+    command.env("SECRETFS_LOG_LEVEL", "trace").stderr(log);
     let mut child = command.spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    (child, lines.map(Result::unwrap))
+    let taken = Arc::new(Mutex::new(String::new()));
+    let said = taken.clone();
+    let lines = lines.map(move |line| {
+        let line = line.unwrap();
+        said.lock().unwrap().push_str(&format!("{line}\n"));
+        line
+    });
+    (child, lines, taken)
 }
 
 /// The demo's directory.
@@ -112,7 +132,9 @@ fn calls(trace: &str) -> Vec<String> {
 fn kept_it_runs_until_ctrl_c_and_its_trace_holds_every_call_and_no_value() {
     let sandbox = Sandbox::new();
     let trace = sandbox.path().join("trace.jsonl");
-    let (mut child, mut lines) = kept(sandbox.path(), &["--trace", trace.to_str().unwrap()]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let more = ["--trace", trace.to_str().unwrap()];
+    let (mut child, mut lines, taken) = kept(sandbox.path(), &more, log.reopen().unwrap());
     assert!(
         lines.any(|line| line.contains("Ctrl-C")),
         "it says how to end it"
@@ -124,6 +146,9 @@ fn kept_it_runs_until_ctrl_c_and_its_trace_holds_every_call_and_no_value() {
         "{status}"
     );
     let passwords: Vec<String> = (1..=7).map(|version| password(&place, version)).collect();
+    let plugins = fs::read_to_string(place.join("node.log")).unwrap();
+    assert!(plugins.contains("TRACE secretfs::csi::node: "), "{plugins}");
+    assert!(!plugins.contains(REFUSED), "{plugins}");
     kill_process(
         Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(),
         Signal::INT,
@@ -132,9 +157,15 @@ fn kept_it_runs_until_ctrl_c_and_its_trace_holds_every_call_and_no_value() {
     assert!(lines.any(|line| line.contains("directory: removed")));
     assert!(child.wait().unwrap().success());
     let text = fs::read_to_string(&trace).unwrap();
+    let own = fs::read_to_string(log.path()).unwrap();
+    assert!(own.contains("TRACE secretfs::"), "{own}");
+    let said = taken.lock().unwrap().clone();
+    assert!(said.contains("web-1"), "{said}");
     for password in passwords {
         assert_eq!(password.len(), 48);
-        assert!(!text.contains(&password), "{text}");
+        for said in [&text, &plugins, &own, &said] {
+            assert!(!said.contains(&password), "{said}");
+        }
     }
     assert_eq!(
         calls(&text),

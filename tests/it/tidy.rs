@@ -63,6 +63,9 @@ const EXTRA: &[(&str, &str, &str)] = &[
     ("cli", "source::pool", "the parts are put together: when sources are asked"),
     ("volume", "backend::registry", "gives each source that it makes its backend; never calls one"),
     ("admin", "observe::ready", "`/readyz` and `GET /v1/node` tell what objects"),
+    ("admin", "observe::metrics", "`/metrics` tells what was counted"),
+    ("admin", "observe::audit", "and how many audit records were dropped"),
+    ("cli", "observe::metrics", "the parts are put together: what happens is counted in one place"),
     ("cli", "observe::ready", "the parts are put together: what objects is told to all"),
     ("cli", "observe::audit", "the parts are put together: where the audit log goes"),
     ("cli", "observe::events", "the parts are put together: who writes Events"),
@@ -163,6 +166,11 @@ fn sources() -> Vec<Source> {
     let all = without_test_files(all.iter().map(|file| Source::parse(file, &read(file))));
     assert!(all.len() > 10, "found only {} sources", all.len());
     all
+}
+
+/// Their files.
+pub fn program_files() -> Vec<PathBuf> {
+    sources().into_iter().map(|source| source.file).collect()
 }
 
 fn without_test_files(all: impl Iterator<Item = Source>) -> Vec<Source> {
