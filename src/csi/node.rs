@@ -328,7 +328,7 @@ mod tests {
                 V::Lost,
                 gone,
                 true,
-                "lost since 2026-11-24T10:00:00.000Z: mount.gone: The mount has gone from the target. The mount is gone from the pod; restart the pod. Restart the program that uses it, and see who unmounted it.",
+                "lost since 2026-11-24T10:00:00.000Z: mount.gone: The mount has gone from the target. The mount is gone from the pod; restart the pod. Restart the program or the pod that uses it, and see who unmounted it.",
             ),
         ] {
             let got = condition(&status(state, error));
