@@ -47,6 +47,7 @@ pub async fn serve(
     if doors.registration().is_some() {
         // before anybody can ask
         readiness.note("registration", Err(Error::new(&codes::CSI_NOT_REGISTERED)));
+        metrics.registered(false);
     }
     let mut serving = pin!(async {
         tokio::select! {
