@@ -109,6 +109,17 @@ impl Rig {
         self.runtime.spawn(watching.start());
     }
 
+    /// Its object is good, and is being watched.
+    fn watched(mut self) -> Self {
+        let way = self.kubeconfig();
+        self.watch(&way);
+        self.becomes("");
+        eventually("the first watch", || {
+            self.server.asked(Call::Watch).len() == 1
+        });
+        self
+    }
+
     pub fn kube(&self, way: &Way) -> Result<Kube, Error> {
         self.runtime.block_on(Kube::open(way, self.clock.clone()))
     }
@@ -297,13 +308,7 @@ fn a_watch_that_breaks_in_any_way_is_begun_anew() {
         let rig = Rig::new(ApiServer::up);
         rig.server.put(good());
         rig.server.fail_next(Call::Watch, fault);
-        let mut rig = rig;
-        let way = rig.kubeconfig();
-        rig.watch(&way);
-        rig.becomes("");
-        eventually("the first watch", || {
-            rig.server.asked(Call::Watch).len() == 1
-        });
+        let rig = rig.watched();
         rig.skip(limits::KUBE_RETRY_FIRST);
         eventually("another list", || rig.lists() == 2);
         assert_eq!(rig.code(), "", "{fault:?}");
@@ -320,13 +325,7 @@ fn an_answer_may_be_as_long_as_any_object() {
     let blanks = Fault::Long(limits::KUBE_ANSWER_BYTES - (64 << 10));
     rig.server.fail_next(Call::List, blanks);
     rig.server.fail_next(Call::Watch, blanks);
-    let mut rig = rig;
-    let way = rig.kubeconfig();
-    rig.watch(&way);
-    rig.becomes("");
-    eventually("the first watch", || {
-        rig.server.asked(Call::Watch).len() == 1
-    });
+    let rig = rig.watched();
     rig.server.put(bad());
     rig.becomes("driver.object");
     assert_eq!(rig.lists(), 1, "by the watch");

@@ -162,22 +162,8 @@ pub const REQUESTS: &[Bound] = &[
     (10_000 * MS, "10"),
     (30_000 * MS, "30"),
 ];
-/// A swap takes a millisecond; one that waits for another source of the volume 200 ms; one that is tried again seconds.
-pub const SWAPS: &[Bound] = &[
-    (MS / 2, "0.0005"),
-    (MS, "0.001"),
-    (5 * MS / 2, "0.0025"),
-    (5 * MS, "0.005"),
-    (10 * MS, "0.01"),
-    (25 * MS, "0.025"),
-    (50 * MS, "0.05"),
-    (100 * MS, "0.1"),
-    (250 * MS, "0.25"),
-    (500 * MS, "0.5"),
-    (1_000 * MS, "1"),
-    (2_500 * MS, "2.5"),
-    (5_000 * MS, "5"),
-];
+/// A swap takes a millisecond; one that waits for another source of the volume 200 ms; one that is tried again seconds. The same bounds, up to 5 s.
+pub const SWAPS: &[Bound] = REQUESTS.split_at(REQUESTS.len() - 2).0;
 
 const BACKEND: Label = Label {
     name: "backend",
