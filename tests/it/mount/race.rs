@@ -131,6 +131,11 @@ impl Ground {
                 false => step(&decoy, &real),
                 true => step(&real, &decoy),
             };
+            if moved == Err(rustix::io::Errno::BUSY) && is_link(&real) {
+                // The directory went aside and has a mount all the same: `vfs_rename` (fs/namei.c) looks for one before it exchanges, and
+                // does not lock a directory that keeps its parent, so one can be made, and be looked at, in between. It cannot be moved back.
+                let _ = rustix::mount::unmount(&decoy, UnmountFlags::DETACH);
+            }
             swaps += u64::from(moved.is_ok());
             thread::yield_now();
         }
