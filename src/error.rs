@@ -154,6 +154,7 @@ pub mod codes {
         CSI_BAD_REQUEST = "csi.bad_request" InvalidSpec "A CSI call lacks a field, or has a value that is not allowed." "Mend what is named; a kubelet sends it right.";
         CSI_NOT_READONLY = "csi.not_readonly" InvalidSpec "The volume is not read-only." "Add `readOnly: true` under `csi:` of the pod's volume.";
         CSI_BAD_TARGET = "csi.bad_target" InvalidSpec "The target does not lie where a kubelet puts volumes." "Set `kubeletDir` to the kubelet's --root-dir.";
+        CSI_BUSY = "csi.busy" Exhausted "As many CSI calls are being answered as may be at once." "Nothing: a kubelet asks again. If it goes on, see who else speaks to the CSI socket.";
         CSI_NOT_REGISTERED = "csi.not_registered" Unavailable "The kubelet has not registered the driver." "Set `kubeletDir` to the kubelet's --root-dir, and mount its plugins_registry at the same path.";
         IDENTITY_FORGED = "identity.forged" PermissionDenied "What the pod says of itself and what the kubelet says of it do not agree." "Remove keys that begin with `csi.storage.k8s.io/` from volumeAttributes.";
         LIMIT_EXCEEDED = "limit.exceeded" Exhausted "The volumes of this pod, namespace or node have reached a limit." "Remove volumes, make them smaller, or raise the limit in the node's configuration.";

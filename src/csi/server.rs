@@ -117,7 +117,7 @@ pub(super) fn unknown() -> Response<Body> {
 
 /// The answer where there are too many calls already: the kubelet tries again.
 fn too_many() -> Response<Body> {
-    Status::resource_exhausted("too many calls at once; try again").into_http()
+    Status::resource_exhausted("too many calls at once; try again [csi.busy]").into_http()
 }
 
 /// Serves until the future is dropped; then no new connection is taken, and what is in flight goes on until
@@ -253,7 +253,7 @@ impl Desk {
     /// There is no seat for this call.
     fn refused(&self, request: &Request<Incoming>) -> Response<Body> {
         let answer = too_many();
-        let error = Error::new(&codes::LIMIT_EXCEEDED).step("find room for one more call");
+        let error = Error::new(&codes::CSI_BUSY);
         self.measured.refused(request, &answer, &error);
         answer
     }

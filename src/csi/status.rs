@@ -129,6 +129,7 @@ mod tests {
             (&codes::BACKEND_THROTTLED, C::Unavailable, C::Unavailable, C::Unavailable),
             (&codes::BACKEND_TIMEOUT, C::DeadlineExceeded, C::DeadlineExceeded, C::DeadlineExceeded),
             (&codes::LIMIT_EXCEEDED, C::ResourceExhausted, C::ResourceExhausted, C::ResourceExhausted),
+            (&codes::CSI_BUSY, C::ResourceExhausted, C::ResourceExhausted, C::ResourceExhausted),
             (&codes::BACKEND_CORRUPT, C::DataLoss, C::Unavailable, C::DataLoss),
             (&codes::MOUNT_KERNEL, C::Internal, C::Unavailable, C::Internal),
             (&codes::MOUNT_LEFT, C::Unavailable, C::Unavailable, C::Unavailable),

@@ -386,14 +386,11 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn start(&self) -> tracing::subscriber::DefaultGuard {
-        // With one subscriber in the whole process, whichever thread meets an event first decides whether it is ever
-        // logged; so there is always a second one, which takes everything and shows nothing.
-        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
             .with_writer(self.clone())
             .finish();
-        tracing::subscriber::set_default(subscriber)
+        crate::support::hearing::hear(subscriber)
     }
 
     fn text(&self) -> String {

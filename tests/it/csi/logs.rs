@@ -15,6 +15,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry};
 
 use super::{Pod, SPEC, Stage};
+use crate::support::hearing::hear;
 
 /// What was told at `warn`, in this thread.
 #[derive(Clone, Default)]
@@ -60,8 +61,8 @@ impl<S: Subscriber> Layer<S> for Told {
 impl Told {
     pub fn start() -> (Self, DefaultGuard) {
         let told = Self::default();
-        let subscriber = registry().with(told.clone());
-        (told, tracing::subscriber::set_default(subscriber))
+        let guard = hear(registry().with(told.clone()));
+        (told, guard)
     }
 
     /// Ids of the volumes whose failures were told one by one.

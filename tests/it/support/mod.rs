@@ -8,6 +8,7 @@ pub mod clock;
 pub mod content;
 pub mod disk;
 pub mod faulty;
+pub mod hearing;
 pub mod kubelet;
 pub mod kubelet_dir;
 pub mod machine;

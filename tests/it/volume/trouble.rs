@@ -11,6 +11,7 @@ use secretfs::{
 
 use crate::support::{
     bed::{Bed, Fault, code, request, request_as, spec, spec_every, target, volume},
+    hearing::hear,
     scripted::{Answer, AskedWho},
 };
 
@@ -447,16 +448,13 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn here(&self) -> tracing::subscriber::DefaultGuard {
-        // With one subscriber in the whole process, whichever thread meets an event first decides whether it is ever
-        // logged; so there is always a second one, which takes everything and shows nothing.
-        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
             .with_max_level(tracing::Level::TRACE)
             .with_writer(move || log.clone())
             .finish();
-        tracing::subscriber::set_default(subscriber)
+        hear(subscriber)
     }
 
     fn lines(&self, part: &str) -> Vec<String> {
