@@ -16,8 +16,10 @@ use crate::{
 
 /// Longest answer: a thousand volumes take about 1 MiB.
 const ANSWER_BYTES: usize = 64 << 20;
+/// How long a look may take: it waits for nothing but the process.
+const LOOK: Duration = Duration::from_secs(5);
 /// A refresh waits for its stores; this is longer than one request to a store may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(60);
 
 /// What the socket answers.
 #[derive(Deserialize)]
@@ -99,10 +101,14 @@ pub async fn ask(socket: &Path, method: Method, path: &str) -> Result<Vec<Volume
 
 async fn answer(socket: &Path, method: Method, path: &str) -> Result<Bytes> {
     let unreachable = || Error::new(&codes::ADMIN_UNREACHABLE).object(socket.display());
-    match tokio::time::timeout(DEADLINE, exchange(socket, method, path)).await {
+    let deadline = if method == Method::GET { LOOK } else { REFRESH };
+    match tokio::time::timeout(deadline, exchange(socket, method, path)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) => Err(unreachable().source(std::io::Error::other(error.to_string()))),
-        Err(_) => Err(unreachable().detail("no answer within 60 s")),
+        Err(_) => Err(unreachable().detail(format_args!(
+            "no answer within {} s: is it stopped?",
+            deadline.as_secs()
+        ))),
     }
 }
 

@@ -163,8 +163,13 @@ pub fn sockets(env: &Env) -> Vec<PathBuf> {
         found.extend(names.filter(|path| path.extension().is_some_and(|end| end == "sock")));
     }
     found.sort();
-    found.extend(Some(node_socket(Path::new(NODE_RUNTIME_DIR))).filter(|path| path.exists()));
+    found.extend(Some(default_node_socket()).filter(|path| path.exists()));
     found
+}
+
+/// The node plugin's admin socket, unless its configuration says otherwise.
+pub fn default_node_socket() -> PathBuf {
+    node_socket(Path::new(NODE_RUNTIME_DIR))
 }
 
 /// The node plugin's admin socket.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures_util::future::join_all;
 use hyper::Method;
 use serde::Serialize;
 use watch::Watch;
@@ -163,7 +164,12 @@ pub async fn refresh(args: &RefreshArgs, env: &Env, out: &mut dyn Write) -> Resu
                 }
             }
             Err(error) => {
-                let error = error.object(&found.status.target);
+                let is_named = error.to_string().contains(&found.status.target);
+                let error = if is_named {
+                    error
+                } else {
+                    error.object(&found.status.target)
+                };
                 first_failure.get_or_insert(error);
             }
         }
@@ -202,11 +208,20 @@ fn choose<'a>(found: &'a [Found], args: &RefreshArgs) -> Result<Vec<&'a Found>> 
 async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Answers> {
     let sockets = only.map_or_else(|| rundir::sockets(env), |socket| vec![socket.clone()]);
     let mut all = Answers::default();
-    for socket in sockets {
+    // beside each other: one that does not answer keeps the others waiting once, not each in turn
+    let asked = sockets.into_iter().map(async |socket| {
         tracing::trace!(socket = %socket.display(), "asked for its volumes");
-        match client::ask(&socket, Method::GET, "/v1/volumes").await {
+        let volumes = client::ask(&socket, Method::GET, "/v1/volumes").await;
+        let node = match volumes {
+            Ok(_) => client::node(&socket).await,
+            Err(_) => None,
+        };
+        (socket, volumes, node)
+    });
+    for (socket, volumes, node) in join_all(asked).await {
+        match volumes {
             Ok(volumes) => {
-                all.nodes.extend(client::node(&socket).await);
+                all.nodes.extend(node);
                 all.volumes.extend(volumes.into_iter().map(|status| Found {
                     socket: socket.clone(),
                     status,
@@ -219,7 +234,33 @@ async fn gather(env: &Env, only: Option<&PathBuf>) -> Result<Answers> {
             Err(error) => all.unreachable.push(Silent { socket, error }),
         }
     }
+    if only.is_none() && all.nodes.is_empty() {
+        all.unreachable.extend(stopped_plugin(&all));
+    }
     Ok(all)
+}
+
+/// A node plugin that has ended, or never began: its socket is not there, and volumes of one are.
+fn stopped_plugin(all: &Answers) -> Option<Silent> {
+    let is_told = |silent: &Silent| rundir::volume_of(&silent.socket).is_none();
+    if all.unreachable.iter().any(is_told) {
+        return None;
+    }
+    let socket = rundir::default_node_socket();
+    let is_there = socket.try_exists().unwrap_or(true); // who may not look knows nothing of it
+    let count = if is_there {
+        0
+    } else {
+        show::unserved(&all.statuses().collect::<Vec<_>>())
+    };
+    (count > 0).then(|| {
+        let what = format_args!(
+            "a node plugin's volumes are mounted here ({count}) and none answers; pods read on, and nobody refreshes what they read. One that \
+             runs elsewhere is named with --config or --socket"
+        );
+        let error = Error::new(&codes::ADMIN_UNREACHABLE).object(socket.display());
+        Silent { error: error.detail(what), socket }
+    })
 }
 
 /// Whether it is the socket of a `secretfs mount` whose mount is not there: nobody misses it.

@@ -184,6 +184,14 @@ pub fn outer_uid() -> u32 {
     outer.unwrap_or_else(uid)
 }
 
+/// Rows and columns of the terminal that stdout is, as it is now; no end of them where it does not say.
+pub fn terminal_size() -> (usize, usize) {
+    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row.into(), size.ws_col.into()),
+        _ => (usize::MAX, usize::MAX),
+    }
+}
+
 /// SIGKILL for a process group that this process made.
 pub fn kill_group(leader: u32) {
     use rustix::process::{Pid, Signal, kill_process_group};

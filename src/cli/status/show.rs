@@ -1,6 +1,6 @@
 //! How volumes are shown to whoever is on call: the worst first, each with why, since when and what to do, and a last line that counts.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use crate::{
     cli::{
@@ -9,6 +9,7 @@ use crate::{
     },
     error::codes,
     mount::mountinfo::Mounts,
+    path::VolumeId,
     volume::{StatusError, VolumeState, VolumeStatus},
 };
 
@@ -21,6 +22,9 @@ pub const WORST_FIRST: [VolumeState; 6] = [
     VolumeState::Adopted,
     VolumeState::Fresh,
 ];
+
+/// How the id of a volume of `secretfs mount` begins.
+const LOCAL: &str = "local-";
 
 /// What is to be known of the plugin before its volumes.
 pub fn heads(nodes: &[About]) -> String {
@@ -164,7 +168,7 @@ pub fn leftovers(volumes: &[&VolumeStatus]) -> String {
         .iter()
         .filter_map(|mount| Some((mount.volume()?, mount.mount_point.display())));
     let left = ours.filter(|(id, _)| {
-        id.as_str().starts_with("local-") && volumes.iter().all(|volume| volume.id != id.as_str())
+        id.as_str().starts_with(LOCAL) && volumes.iter().all(|volume| volume.id != id.as_str())
     });
     let line = |(_, target)| {
         format!(
@@ -172,6 +176,17 @@ pub fn leftovers(volumes: &[&VolumeStatus]) -> String {
         )
     };
     left.map(line).collect()
+}
+
+/// How many volumes of a node plugin are mounted here that are not among these.
+pub fn unserved(volumes: &[&VolumeStatus]) -> usize {
+    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mounts = Mounts::parse(&table);
+    let ids: BTreeSet<_> = mounts.iter().filter_map(|mount| mount.volume()).collect();
+    let is_served = |id: &str| volumes.iter().any(|volume| volume.id == id);
+    let ids = ids.iter().map(VolumeId::as_str);
+    ids.filter(|id| !id.starts_with(LOCAL) && !is_served(id))
+        .count()
 }
 
 /// Whether a volume of this id is mounted here.

@@ -6,6 +6,7 @@ use super::{Answers, Found, json, show, text};
 use crate::{
     clock::{Clock, SystemClock},
     error::{Error, Result},
+    sys::process,
     volume::VolumeStatus,
 };
 
@@ -50,8 +51,8 @@ impl Watch {
     /// Stdout cannot be written.
     pub fn show(&mut self, seen: Result<Answers>, out: &mut dyn Write) -> Result<()> {
         let text = match (self, seen) {
-            (Self::Screen, Ok(found)) => screen(&text(&found)),
-            (Self::Screen, Err(error)) => screen(&format!("{error}\n")),
+            (Self::Screen, Ok(found)) => screen(&text(&found), process::terminal_size()),
+            (Self::Screen, Err(error)) => screen(&format!("{error}\n"), process::terminal_size()),
             (Self::Json(last), Ok(found)) => {
                 let ageless = json(&found, &found.statuses().map(ageless).collect::<Vec<_>>());
                 if last.as_ref() == Some(&ageless) {
@@ -114,6 +115,8 @@ impl Lines {
             }
             if self.silent.contains_key(&socket) {
                 self.volumes.insert(id, (socket, line)); // who served it does not answer: nothing is known of it
+            } else if show::is_mounted(&id) {
+                news.push(format!("nobody serves it any more, was {line}"));
             } else {
                 news.push(format!("gone, was {line}"));
             }
@@ -141,11 +144,16 @@ impl Lines {
     }
 }
 
-/// From the top, each line over the one before, and nothing below: a screen that is cleared first flickers.
-fn screen(text: &str) -> String {
+/// From the top, each line over the one before, and nothing below: a screen that is cleared first flickers. No line wraps and none makes
+/// the terminal scroll; of a longer text the beginning, which is the worst, and how much more there is.
+fn screen(text: &str, (rows, columns): (usize, usize)) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let last = rows.saturating_sub(2); // the last row but one says what is cut; on the last one is the cursor
+    let more = (lines.len() >= rows).then(|| format!("… {} more lines", lines.len() - last));
+    let shown = if more.is_some() { last } else { lines.len() };
     let mut screen = String::from("\x1b[H");
-    for line in text.lines() {
-        screen.push_str(line);
+    for line in lines[..shown].iter().copied().chain(more.as_deref()) {
+        screen.extend(line.chars().take(columns));
         screen.push_str("\x1b[K\n");
     }
     screen + "\x1b[J"
@@ -158,5 +166,24 @@ fn ageless(status: &VolumeStatus) -> VolumeStatus {
         next_in_seconds: None,
         usage: None,
         ..status.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_screen_shows_what_fits() {
+        let text = "abcdef\nb\nc\nd\n";
+        let all = "\x1b[Habcdef\x1b[K\nb\x1b[K\nc\x1b[K\nd\x1b[K\n\x1b[J";
+        assert_eq!(screen(text, (usize::MAX, usize::MAX)), all);
+        assert_eq!(screen(text, (5, 6)), all);
+        let cut = "\x1b[Habc\x1b[K\nb\x1b[K\n… 2\x1b[K\n\x1b[J";
+        assert_eq!(screen(text, (4, 3)), cut);
+        for rows in 1..4 {
+            let rest = screen(text, (rows, 80));
+            assert!(rest.contains("more lines"), "{rest:?}");
+        }
     }
 }

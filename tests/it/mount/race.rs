@@ -131,7 +131,8 @@ impl Ground {
                 false => step(&decoy, &real),
                 true => step(&real, &decoy),
             };
-            if moved == Err(rustix::io::Errno::BUSY) && is_link(&real) {
+            let is_over = stop.load(Ordering::Relaxed);
+            if is_over && moved == Err(rustix::io::Errno::BUSY) && is_link(&real) {
                 // The directory went aside and has a mount all the same: `vfs_rename` (fs/namei.c) looks for one before it exchanges, and
                 // does not lock a directory that keeps its parent, so one can be made, and be looked at, in between. It cannot be moved back.
                 let _ = rustix::mount::unmount(&decoy, UnmountFlags::DETACH);
