@@ -31,8 +31,8 @@ use crate::{
 /// comes first; what is not `fresh` says since when, why and what to do (docs/reference/status.md). CHECKED is when the store last
 /// confirmed the content, NEXT when it is asked again.
 ///
-/// Exit code: 0 whatever state the volumes are in, 1 if nobody answers at a socket that is there or is named, 2 if the command line or
-/// the configuration is wrong.
+/// Exit code: 0 whatever state the volumes are in, 1 if nobody answers at a socket that is there or is named or serves a node plugin's
+/// volumes that are mounted, 2 if the command line or the configuration is wrong.
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
     /// One JSON document: {"nodes": [...], "volumes": [...], "unreachable": [...]}
@@ -93,11 +93,11 @@ impl At {
 struct Answers {
     nodes: Vec<About>,
     volumes: Vec<Found>,
-    /// Those that are there and gave none: a plugin that is dead.
+    /// Those that are there, or should be, and gave none: a plugin that is dead.
     unreachable: Vec<Silent>,
 }
 
-/// A socket that is there, and why it does not answer.
+/// A socket that is there or should be, and why it does not answer.
 struct Silent {
     socket: PathBuf,
     error: Error,
@@ -112,7 +112,8 @@ struct Found {
 /// Runs `status`.
 ///
 /// # Errors
-/// `admin.unreachable` when nobody answers at a socket that was named, or that is there; what the others answer is shown all the same.
+/// `admin.unreachable` when nobody answers at a socket that was named, or that is there, or nobody serves a node plugin's volumes that are
+/// mounted; what the others answer is shown all the same.
 pub async fn status(args: &StatusArgs, env: &Env, out: &mut dyn Write) -> Result<()> {
     let only = args.at.only(env)?;
     let found = gather(env, only.as_ref()).await?;

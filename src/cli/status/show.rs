@@ -162,39 +162,44 @@ pub fn line(volume: &VolumeStatus) -> String {
 
 /// Mounts of `secretfs mount` that no process serves: what a killed one left.
 pub fn leftovers(volumes: &[&VolumeStatus]) -> String {
-    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
-    let mounts = Mounts::parse(&table);
-    let ours = mounts
-        .iter()
-        .filter_map(|mount| Some((mount.volume()?, mount.mount_point.display())));
-    let left = ours.filter(|(id, _)| {
-        id.as_str().starts_with(LOCAL) && volumes.iter().all(|volume| volume.id != id.as_str())
-    });
     let line = |(_, target)| {
         format!(
             "{target} is mounted and nobody serves it: `secretfs mount SPEC {target}` takes it over, `umount {target}` ends it\n"
         )
     };
-    left.map(line).collect()
+    not_among(volumes, true).map(line).collect()
 }
 
 /// How many volumes of a node plugin are mounted here that are not among these.
 pub fn unserved(volumes: &[&VolumeStatus]) -> usize {
-    let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
-    let mounts = Mounts::parse(&table);
-    let ids: BTreeSet<_> = mounts.iter().filter_map(|mount| mount.volume()).collect();
-    let is_served = |id: &str| volumes.iter().any(|volume| volume.id == id);
-    let ids = ids.iter().map(VolumeId::as_str);
-    ids.filter(|id| !id.starts_with(LOCAL) && !is_served(id))
-        .count()
+    let ids: BTreeSet<_> = not_among(volumes, false).map(|(id, _)| id).collect();
+    ids.len()
 }
 
 /// Whether a volume of this id is mounted here.
 pub fn is_mounted(id: &str) -> bool {
+    mounted().iter().any(|(mounted, _)| mounted.as_str() == id)
+}
+
+/// Mounts that serve none of these volumes, of `secretfs mount` or of a node plugin.
+fn not_among(
+    volumes: &[&VolumeStatus],
+    is_local: bool,
+) -> impl Iterator<Item = (VolumeId, String)> {
+    mounted().into_iter().filter(move |(id, _)| {
+        id.as_str().starts_with(LOCAL) == is_local
+            && volumes.iter().all(|volume| volume.id != id.as_str())
+    })
+}
+
+/// Our mounts here, and where each is.
+fn mounted() -> Vec<(VolumeId, String)> {
     let table = std::fs::read("/proc/thread-self/mountinfo").unwrap_or_default();
     let mounts = Mounts::parse(&table);
-    let mut ids = mounts.iter().filter_map(|mount| mount.volume());
-    ids.any(|mounted| mounted.as_str() == id)
+    let ours = mounts
+        .iter()
+        .filter_map(|mount| Some((mount.volume()?, mount.mount_point.display().to_string())));
+    ours.collect()
 }
 
 /// Its pod, or its id.
