@@ -1,8 +1,9 @@
 """Runs real watchers against a volume that rotates and compares what they noticed with what they must notice.
 
 1. Start the volume, then the watchers, each in a process of its own; wait until each says `ready`.
-2. Rotate. The moment of a rotation is the change time of `..data`, which the kernel writes at the rename. Watchers and
-   kernel both use the wall clock; a step of it during the run spoils the run, which is checked.
+2. Rotate, again and again, each time after all who must hear of the last one have. The moment of a rotation is the change
+   time of `..data`, which the kernel writes at the rename. Watchers and kernel both use the wall clock; a step of it
+   during the run spoils the run, which is checked.
 3. Give each callback to the rotation that it follows; judge each watcher by its row (rows.py).
 4. Print the table, and `test result: ...` for whoever counts.
 
@@ -26,7 +27,10 @@ from volumes import PATIENCE_S, Problem, RealVolume, SilentVolume, SimulatedVolu
 
 HERE = Path(__file__).resolve().parent
 LIMIT_MS = 250
-APART_S = 0.3  # more than the limit, so that a callback in time belongs to one rotation
+LATE = 16  # one rotation in so many may be later: a stalled machine, or watchdog, which waits 500 ms for the second half of a
+# rename when it read the first alone. Who polls is late more often
+FIRST_LOOK_S = 0.1  # we take no part in what is measured before that
+APART_S = 0.2  # after the last was heard: for the second callback of those who make two
 GROUPS = 2  # so many watchers at once on two cores that none of them waits for the others
 
 
@@ -74,6 +78,9 @@ class Watcher:
     def is_ready(self):
         return "ready" in self.lines()
 
+    def has_read(self, word):
+        return any(line.endswith(f" {word}") for line in self.lines())
+
     def callbacks(self):
         """(nanoseconds, what was read) of each."""
         split = [line.split() for line in self.lines() if line != "ready"]
@@ -104,6 +111,17 @@ def wait_until(condition, what):
         time.sleep(0.002)
 
 
+def wait_until_heard(watchers, n, text, patience_s):
+    """All who hear more than the first rotation; who does not in time is found by `judge`."""
+    time.sleep(FIRST_LOOK_S)
+    end = time.monotonic() + patience_s
+    waiting = [w for w in watchers if not w.row.deaf]
+    while waiting and time.monotonic() < end:
+        waiting = [w for w in waiting if not w.has_read(expected(w.row, n, text))]
+        time.sleep(0.02)
+    time.sleep(APART_S)
+
+
 def clock_offset_ns():
     return time.time_ns() - time.monotonic_ns()
 
@@ -123,13 +141,13 @@ def measure(rows, volume, texts, out, logs):
             )
         time.sleep(1)  # some say ready a moment before they are
         offset = clock_offset_ns()
-        for text in texts[1:]:
+        for n, text in enumerate(texts[1:], 1):
             before, put = os.readlink(link), time.time_ns()
             volume.rotate(text)
             done = time.time_ns()
             wait_until(lambda: os.readlink(link) != before, "the rotation reaches the mount")
             times.append((put, done, os.lstat(link).st_ctime_ns))
-            time.sleep(APART_S)
+            wait_until_heard(watchers, n, text, volume.hearing_s)
         if abs(clock_offset_ns() - offset) > 5_000_000:
             raise Problem("the wall clock was set during the run; run it again")
         results = [(w.row, w.stop(), w.callbacks(), w.errors()) for w in watchers]
@@ -156,7 +174,9 @@ def judge(row, alive, callbacks, texts, commits):
     heard = [n for n, delays in enumerate(per_rotation, 1) if delays]
     delays = [delays[0] for delays in per_rotation if delays]
     counts = [len(delays) for delays in per_rotation if delays]
-    wrong += [f"rotation {n} after {d:.0f} ms" for n, d in zip(heard, delays) if d > LIMIT_MS]
+    late = [f"rotation {n} after {d:.0f} ms" for n, d in zip(heard, delays) if d > LIMIT_MS]
+    if len(late) > max(1, len(commits) // LATE):
+        wrong += late
     if row.deaf:
         if heard != [1]:
             wrong.append(f"should hear the first rotation only, heard {heard}")

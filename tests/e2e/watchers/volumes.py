@@ -1,6 +1,7 @@
 """A volume that rotates: the real one (`secretfs mount` on an embedded store), or a plain copy of its swap.
 
-Both have `start()`, `rotate(content)`, `stop()` and `target`. A content is {file name: text}.
+Both have `start()`, `rotate(content)`, `stop()`, `target`, and `hearing_s`, how long to wait for a watcher that does not hear.
+A content is {file name: text}.
 """
 
 import ctypes
@@ -37,6 +38,8 @@ def is_mounted(path):
 
 class RealVolume:
     """`secretfs mount SPEC TARGET`, on a store that it watches."""
+
+    hearing_s = 10
 
     def __init__(self, binary, base):
         self.binary, self.base, self.target = binary, base, f"{base}/target"
@@ -124,6 +127,7 @@ class SimulatedVolume:
     """The swap as docs/SEMANTICS.md describes it, on a tmpfs. Only to work on the watchers: no test of secretfs."""
 
     KEEP_S = 10
+    hearing_s = 10
     announces = True  # steps 4 and 5
 
     def __init__(self, _binary, base):
@@ -180,4 +184,5 @@ class SimulatedVolume:
 class SilentVolume(SimulatedVolume):
     """Renames `..data` and tells nobody else: whoever watches a file, or a file's name, must be seen to miss it."""
 
+    hearing_s = 0.2
     announces = False
