@@ -67,7 +67,7 @@ pub const FETCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes of one request to the admin socket.
 pub const ADMIN_REQUEST_BYTES: usize = 64 << 10;
 /// Connections at once to the admin socket, and as many to the health checks: each has a client or two. Beyond, one more waits at the admin socket; at
-/// the health checks, where anybody may connect, the oldest is closed.
+/// the health checks, where anybody may connect, the oldest of the address that has most is closed.
 pub const HTTP_CONNECTIONS: usize = 64;
 /// Longest that a client may take for the head of a request.
 pub const HTTP_HEADER: Duration = Duration::from_secs(10);

@@ -2,10 +2,17 @@
 //!
 //! Everything that a client could make big or slow is bounded: the head, the body (which is read and thrown away), the time
 //! until a request is there, and the number of connections. Beyond that number they wait unanswered in the kernel's queue, where only the
-//! owner may connect. **Where everybody may, the oldest connection is closed for the new one**: else a few connections that say nothing
-//! would keep the kubelet's own check waiting until it restarts us. A check that is answered at once is never the oldest for long.
+//! owner may connect. **Where everybody may, one is closed for the new one: the oldest of the address that has most**. Else connections that
+//! say nothing, or a pod that opens them as fast as it can, would keep the kubelet's own check from its answer until it restarts us.
 
-use std::{collections::VecDeque, convert::Infallible, io, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
+    io,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
@@ -70,11 +77,25 @@ impl Listener {
         UnixListener::from_std(listener).map(Self::Unix)
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
         Ok(match self {
-            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                (Box::new(stream), Some(host(address.ip())))
+            }
+            Self::Unix(listener) => (Box::new(listener.accept().await?.0), None),
         })
+    }
+}
+
+/// Whose connections are counted together; `None` at a socket file.
+type Peer = Option<IpAddr>;
+
+/// One host's addresses as one: an IPv6 host has all of its /64.
+fn host(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
+        four @ IpAddr::V4(_) => four,
     }
 }
 
@@ -92,7 +113,7 @@ async fn serve_owner(listener: &Listener, answers: impl Answers) -> Infallible {
         let Ok(place) = free.clone().acquire_owned().await else {
             return std::future::pending().await; // it is never closed
         };
-        let (stream, answers) = (accepted(listener).await, answers.clone());
+        let ((stream, _), answers) = (accepted(listener).await, answers.clone());
         tokio::spawn(async move {
             let _place = place;
             connection(stream, answers).await;
@@ -101,27 +122,50 @@ async fn serve_owner(listener: &Listener, answers: impl Answers) -> Infallible {
 }
 
 async fn serve_all(listener: &Listener, answers: impl Answers, patience: Duration) -> Infallible {
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut crowd = Crowd::default();
     loop {
-        let (stream, answers) = (accepted(listener).await, answers.clone());
-        open.retain(|one| !one.is_finished());
-        if open.len() >= limits::HTTP_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
-        }
+        let ((stream, peer), answers) = (accepted(listener).await, answers.clone());
+        crowd.make_room();
         let served = tokio::spawn(async move {
             // an error: it took too long, and is closed
             let _ = tokio::time::timeout(patience, connection(stream, answers)).await;
         });
-        open.push_back(served.abort_handle());
+        crowd.open.push_back((peer, served.abort_handle()));
     }
 }
 
-async fn accepted(listener: &Listener) -> Box<dyn Stream> {
+/// The open connections where everybody may connect, the oldest first.
+#[derive(Default)]
+struct Crowd {
+    open: VecDeque<(Peer, AbortHandle)>,
+}
+
+impl Crowd {
+    /// For one more. An address that has one connection loses it to another only if all have one.
+    fn make_room(&mut self) {
+        self.open.retain(|(_, task)| !task.is_finished());
+        if self.open.len() < limits::HTTP_CONNECTIONS {
+            return;
+        }
+        let mut of_each: HashMap<Peer, usize> = HashMap::new();
+        for (peer, _) in &self.open {
+            *of_each.entry(*peer).or_default() += 1;
+        }
+        let most = of_each.values().max();
+        let oldest = self
+            .open
+            .iter()
+            .position(|(peer, _)| of_each.get(peer) == most);
+        if let Some((_, task)) = oldest.and_then(|at| self.open.remove(at)) {
+            task.abort();
+        }
+    }
+}
+
+async fn accepted(listener: &Listener) -> (Box<dyn Stream>, Peer) {
     loop {
         match listener.accept().await {
-            Ok(stream) => return stream,
+            Ok(accepted) => return accepted,
             Err(_) => tokio::time::sleep(limits::ACCEPT_PAUSE).await, // EMFILE: others will close some
         }
     }

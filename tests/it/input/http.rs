@@ -1,6 +1,14 @@
 //! The admin socket and the health checks against clients that are slow, huge, many, or speak something else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
@@ -10,8 +18,8 @@ use secretfs::{
     limits::{ADMIN_REQUEST_BYTES, HTTP_BODY, HTTP_CONNECTION, HTTP_CONNECTIONS, HTTP_HEADER},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream, UnixListener, UnixStream},
     time::Instant,
 };
 
@@ -77,7 +85,7 @@ impl Server {
 }
 
 /// What comes until the other side closes.
-async fn rest(stream: &mut UnixStream) -> String {
+async fn rest(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await; // or it is reset
     String::from_utf8_lossy(&answer).into_owned()
@@ -295,4 +303,63 @@ async fn at_the_owners_socket_one_more_waits_until_one_goes() {
     );
     held.pop();
     server.lives().await;
+}
+
+/// Opens connections from another address as fast as one thread can, counts them, says nothing, and holds the newest hundred, until told to stop.
+fn flood(server: SocketAddr, opened: &AtomicUsize, stop: &AtomicBool) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut held = VecDeque::new();
+    while !stop.load(Ordering::Relaxed) {
+        let connected = runtime.block_on(async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into())?;
+            socket.connect(server).await
+        });
+        let Ok(stream) = connected else {
+            continue; // of 30,000 ports none was free
+        };
+        opened.fetch_add(1, Ordering::Relaxed);
+        held.push_back(stream);
+        if held.len() > 100 {
+            held.pop_front();
+        }
+    }
+}
+
+// Goal: a pod that reaches the port cannot have us restarted by opening connections faster than the kubelet's check is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_end_close_each_other_and_no_health_check() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let patience = Some(HTTP_CONNECTION);
+    tokio::spawn(serve(Listener::tcp(listener).unwrap(), Echo { patience }));
+    let (opened, stop) = <(Arc<AtomicUsize>, Arc<AtomicBool>)>::default();
+    let floods: Vec<_> = (0..2)
+        .map(|_| {
+            let (opened, stop) = (opened.clone(), stop.clone());
+            std::thread::spawn(move || flood(address, &opened, &stop))
+        })
+        .collect();
+    let (mut checks, mut closed) = (0, 0);
+    while checks < 200 || opened.load(Ordering::Relaxed) < 20 * HTTP_CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await; // a client may be slower than they are
+        let _ = stream
+            .write_all(b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .await;
+        closed += usize::from(status(&rest(&mut stream).await) != "200");
+        checks += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for one in floods {
+        one.join().unwrap();
+    }
+    assert_eq!(
+        closed, 0,
+        "of {checks} checks, beside {opened:?} connections"
+    );
 }
