@@ -6,6 +6,7 @@
 //! Does not: decide. Handlers parse, send, wait and encode; tonic drops them when the caller gives up, so nothing that must
 //! finish runs in them.
 
+mod authority;
 pub mod client;
 pub mod context;
 pub mod driver_object;

@@ -28,6 +28,7 @@ use tonic::{Status, body::Body, codegen::Service as _};
 use crate::{
     clock::Clock,
     csi::{
+        authority::Lenient,
         inlet::{Inbound, Inlet},
         measured::Measured,
         node::Node,
@@ -236,7 +237,7 @@ impl Desk {
                 .initial_stream_window_size(limits::CSI_WINDOW_BYTES)
                 .initial_connection_window_size(limits::CSI_WINDOW_BYTES)
                 .max_header_list_size(limits::CSI_HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Lenient::new(stream)), service)
         );
         tokio::select! {
             _ = served.as_mut() => return, // 1: well or not, there is nobody to tell

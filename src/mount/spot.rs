@@ -23,6 +23,8 @@ use crate::{
 
 /// Mode of a target's directory that we make: a kubelet's own.
 const TARGET_MODE: u32 = 0o750;
+/// What the kubelet has below its directory for pods and their volumes.
+const PODS: &str = "pods";
 
 /// Finds targets.
 #[derive(Clone)]
@@ -114,9 +116,10 @@ impl Spots {
             found => return Err(no_target(&found)),
         };
         if let Some((root, stat)) = &parent.root {
-            self.refuse_unshared(root.as_fd(), stat)?;
-            if stat.mount_id == parent.stat.mount_id {
-                return Ok(());
+            match self.refuse_unshared(root.as_fd(), stat) {
+                Ok(()) if stat.mount_id == parent.stat.mount_id => return Ok(()),
+                Ok(()) => {}
+                Err(error) => self.refuse_unshared_pods(root.as_fd(), error)?,
             }
         }
         self.refuse_unshared(parent.dir.as_fd(), &parent.stat)
@@ -236,7 +239,8 @@ impl Spots {
             Some(root) if root.shared => {
                 let dir = self.open_root(root)?;
                 let stat = self.fs.statx(dir.as_fd()).step("look at kubeletDir")?;
-                self.refuse_unshared(dir.as_fd(), &stat)
+                let refused = self.refuse_unshared(dir.as_fd(), &stat);
+                refused.or_else(|error| self.refuse_unshared_pods(dir.as_fd(), error))
             }
             _ => Ok(()),
         }
@@ -245,6 +249,17 @@ impl Spots {
     /// Whether a mount must be in a peer group.
     pub fn must_be_shared(&self) -> bool {
         self.root.as_ref().is_some_and(|root| root.shared)
+    }
+
+    /// The root is not shared, for this reason; but a container may have a mount for the pods alone.
+    fn refuse_unshared_pods(&self, root: BorrowedFd<'_>, error: Error) -> Result<()> {
+        match self.fs.openat2(At::below(root, PODS), How::Beneath) {
+            Ok(pods) => {
+                let stat = self.fs.statx(pods.as_fd()).step("look at kubeletDir")?;
+                self.refuse_unshared(pods.as_fd(), &stat)
+            }
+            Err(_) => Err(error),
+        }
     }
 
     fn refuse_unshared(&self, dir: BorrowedFd<'_>, stat: &Stat) -> Result<()> {

@@ -175,3 +175,42 @@ async fn a_stop_answers_what_is_in_flight_and_nothing_more() {
     idling.await.unwrap();
     closing.await.unwrap();
 }
+
+/// A header block as the kubelet's plugin watcher sends it, by Go's `hpack`: its `:authority` is
+/// `%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Fcsi.secretfs.dev-reg.sock`.
+const KUBELETS: &[u8] = b"\x83\x86\x45\x9c\x62\xba\x2d\x98\xd5\x58\x59\x8c\x84\xd8\x34\x98\xf5\x2f\xb4\xb3\x19\x09\xb0\x69\x31\xea\x63\x11\x53\x92\xa9\x4f\
+\x41\xb2\x54\x58\x7b\x8e\xc5\x45\x86\x83\x46\xa8\xb0\xf5\xb6\x32\xd0\x54\xaa\x2c\x35\xd1\x6c\xc6\xa9\x11\x58\x59\x8c\x84\xd9\xe9\x51\x61\x22\x0c\xba\x0a\
+\x4b\x0a\x99\x50\xbc\x85\xee\xb5\x85\x99\x74\x1c\x9d\x7f\x5f\x8b\x1d\x75\xd0\x62\x0d\x26\x3d\x4c\x4d\x65\x64\x7a\x8a\x9a\xca\xc8\xb4\xc7\x60\x2b\xba\x25\
+\xc3\x40\x02\x74\x65\x86\x4d\x83\x35\x05\xb1\x1f";
+
+/// The least of it, and an authority as other libraries write it.
+const PLAIN: &[u8] =
+    b"\x83\x86\x04\x18/csi.v1.Identity/GetInfo\x01\x0d/run/csi.sock\x0f\x10\x10application/grpc";
+
+// Goal: whoever calls at a socket's path is answered, whatever his library takes for an authority (hyperium/h2#487).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_the_sockets_path_for_an_authority_is_answered() {
+    let stage = Stage::new();
+    for block in [KUBELETS, PLAIN] {
+        let mut stream = UnixStream::connect(&stage.kubelet.socket).unwrap();
+        let length = u8::try_from(block.len()).unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .unwrap();
+        stream.write_all(&[0, 0, length, 1, 4, 0, 0, 0, 1]).unwrap();
+        stream.write_all(block).unwrap();
+        stream
+            .write_all(b"\0\0\x05\0\x01\0\0\0\x01\0\0\0\0\0")
+            .unwrap();
+        let kind = loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).unwrap();
+            let length = u16::from_be_bytes([head[1], head[2]]);
+            stream.read_exact(&mut vec![0; length.into()]).unwrap();
+            if head[8] == 1 {
+                break head[3];
+            }
+        };
+        assert_eq!(kind, 1, "HEADERS, and not RST_STREAM (3)");
+    }
+}

@@ -141,6 +141,20 @@ fn a_mount_that_is_private_or_only_a_slave_is_refused_before_anything_is_made() 
     kubelet.mounter(true).unpublish(&target, true).unwrap();
 }
 
+/// A container need not have all of the kubelet's directory, with its keys: the pods' part is enough.
+#[test]
+fn a_shared_mount_of_the_pods_alone_is_enough() {
+    let kubelet = KubeletDir::new();
+    refuses(&kubelet); // and makes `pods`
+    namespace::make_shared(&kubelet.dir.join("pods")).unwrap();
+    let mounter = kubelet.mounter(true);
+    mounter.propagates().unwrap();
+    let target = kubelet.target("q");
+    let first = snapshot(1, &[("a", "1")]);
+    drop(mounter.publish(&target, &first, &making("v")).unwrap());
+    mounter.unpublish(&target, true).unwrap();
+}
+
 /// The mounter says so when asked, and at a publish, before it makes anything; `requirePropagation: false` is another matter.
 fn refuses(kubelet: &KubeletDir) {
     let fs = FaultyFs::new(KERNELS[0]);

@@ -46,7 +46,7 @@ const SILENT: &[(&str, &[&str])] = &[
         "volume", "volume::status",
     ]),
     ("parsers: pure, and their callers tell the outcome", &[
-        "config", "config::change", "config::parse", "config::policy", "csi::context", "csi::context::names", "csi::context::token",
+        "config", "config::change", "config::parse", "config::policy", "csi::authority", "csi::context", "csi::context::names", "csi::context::token",
         "mount::mountinfo", "spec", "spec::canonical", "spec::files", "spec::parse", "spec::places", "spec::problems", "spec::read",
         "spec::reference", "spec::scan", "spec::suggest", "spec::template", "store::document", "store::name", "yaml",
     ]),
