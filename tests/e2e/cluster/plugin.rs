@@ -1,0 +1,235 @@
+//! The plugin: installed as `docs/install.md` says, asked, killed.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::{Cluster, IMAGE, eventually};
+
+/// What the bed changes of the manifests: where the image is, and who may read what.
+const OVERLAY: &str = r#"apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [BASE]
+images:
+- {name: localhost/secretfs, newTag: e2e}
+patches:
+- target: {kind: ConfigMap, name: secretfs}
+  patch: |
+    apiVersion: v1
+    kind: ConfigMap
+    metadata: {name: secretfs}
+    data:
+      config.yaml: |
+CONFIG"#;
+
+/// Every namespace's `default` account may read everything.
+pub const CONFIG: &str = r#"http: ":9809"
+logLevel: debug
+backends:
+  store: {kind: store, path: /etc/secretfs/store, identity: /etc/secretfs/identity.age}
+policy:
+- {namespaces: ["*"], serviceAccounts: [default], allow: ["store:**"]}
+limits: {bytesPerNode: 256Mi}
+"#;
+
+/// As an administrator does: an image, a store on the node, `kubectl apply -k`.
+pub fn install(cluster: &Cluster) {
+    let program = std::env::var("SECRETFS_E2E_PROGRAM").expect("run tests/e2e/run");
+    cluster.bed("image", &[IMAGE, &program]);
+    fs::create_dir_all(cluster.node("/var/lib/secretfs")).unwrap();
+    if !cluster.node("/var/lib/secretfs/store").exists() {
+        store(cluster, &["init"], "");
+    }
+    apply(cluster, CONFIG);
+    wait_until_ready(cluster);
+}
+
+/// `kubectl apply -k`, with this configuration.
+pub fn apply(cluster: &Cluster, config: &str) {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let base = match cluster.version() {
+        "1.34" => deploy,
+        _ => deploy.join("kubernetes-1.35"),
+    };
+    let overlay = cluster.scratch().join("overlay");
+    fs::create_dir_all(&overlay).unwrap();
+    // kustomize takes relative paths only
+    let up = "../".repeat(overlay.components().count() - 1);
+    let base = format!("{up}{}", base.strip_prefix("/").unwrap().display());
+    let config: String = config
+        .lines()
+        .map(|line| format!("        {line}\n"))
+        .collect();
+    let text = OVERLAY.replace("BASE", &base).replace("CONFIG", &config);
+    fs::write(overlay.join("kustomization.yaml"), text).unwrap();
+    cluster.kubectl(&["apply", "-k", overlay.to_str().unwrap()]);
+}
+
+/// Until the DaemonSet has one pod, of the newest template, and that is ready.
+#[track_caller]
+pub fn wait_until_ready(cluster: &Cluster) {
+    eventually(
+        "the plugin is ready",
+        || {
+            let set = cluster.get_json(&["-n", "secretfs", "daemonset", "secretfs"])?;
+            let status = &set["status"];
+            let current = status["observedGeneration"] == set["metadata"]["generation"];
+            (current && status["updatedNumberScheduled"] == 1 && status["numberReady"] == 1)
+                .then_some(())
+        },
+        || told(cluster),
+    );
+}
+
+/// What there is to say about the plugin when a test fails.
+pub fn told(cluster: &Cluster) -> String {
+    let of = |arguments: &[&str]| {
+        let output = cluster.try_kubectl(arguments, "");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    format!(
+        "{}\n{}\n{}",
+        of(&["-n", "secretfs", "describe", "pods"]),
+        of(&["-n", "secretfs", "logs", "daemonset/secretfs", "--tail=20"]),
+        of(&[
+            "-n",
+            "secretfs",
+            "logs",
+            "daemonset/secretfs",
+            "--tail=20",
+            "--previous"
+        ]),
+    )
+}
+
+/// Its pod's name.
+pub fn pod(cluster: &Cluster) -> String {
+    let pods = cluster.kubectl(&["-n", "secretfs", "get", "pods", "-o", "name"]);
+    let mut names = pods.lines();
+    let (name, None) = (names.next().unwrap(), names.next()) else {
+        panic!("more than one: {pods}");
+    };
+    name.strip_prefix("pod/").unwrap().to_owned()
+}
+
+/// What it answers at this path of its HTTP port.
+pub fn http(cluster: &Cluster, path: &str) -> String {
+    let pod = pod(cluster);
+    let path = format!("/api/v1/namespaces/secretfs/pods/{pod}:9809/proxy{path}");
+    cluster.kubectl(&["get", "--raw", &path])
+}
+
+/// Why it is not ready, in its own words.
+pub fn not_ready(cluster: &Cluster) -> Option<String> {
+    let path = format!(
+        "/api/v1/namespaces/secretfs/pods/{}:9809/proxy/readyz",
+        pod(cluster)
+    );
+    let output = cluster.try_kubectl(&["get", "--raw", &path], "");
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Until it follows the configuration that was applied last.
+#[track_caller]
+pub fn wait_for_config(cluster: &Cluster) {
+    let wanted = cluster.kubectl(&[
+        "-n",
+        "secretfs",
+        "get",
+        "configmap",
+        "secretfs",
+        "-o",
+        "jsonpath={.data.config\\.yaml}",
+    ]);
+    eventually(
+        "it follows the new configuration",
+        || {
+            let pid = pid(cluster)?;
+            let file = fs::read_to_string(format!("/proc/{pid}/root/config/config.yaml")).ok()?;
+            let changed = fs::metadata(format!("/proc/{pid}/root/config/..data/"))
+                .ok()?
+                .modified()
+                .ok()?;
+            let metrics = http(cluster, "/metrics");
+            let line = metrics.lines().find_map(|line| {
+                line.strip_prefix("secretfs_config_last_reload_success_timestamp_seconds ")
+            })?;
+            let followed =
+                std::time::UNIX_EPOCH + std::time::Duration::from_secs_f64(line.parse().ok()?);
+            (file == wanted && followed >= changed).then_some(())
+        },
+        || told(cluster),
+    );
+}
+
+/// Its process id, outside; `None` when it does not run.
+pub fn pid(cluster: &Cluster) -> Option<i32> {
+    let groups = Path::new(cluster.get("BED_CGROUPS").split(':').next()?);
+    let bed = groups.file_name()?.to_str()?;
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        let groups = fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        (command.starts_with(b"/secretfs\0node\0") && groups.contains(bed)).then_some(pid)
+    })
+}
+
+/// SIGKILL; which process it was.
+pub fn kill(cluster: &Cluster) -> i32 {
+    let pid = pid(cluster).expect("it runs");
+    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.unwrap().success());
+    pid
+}
+
+/// Changes the DaemonSet.
+pub fn patch(cluster: &Cluster, patch: &str) {
+    cluster.kubectl(&[
+        "-n",
+        "secretfs",
+        "patch",
+        "daemonset",
+        "secretfs",
+        "-p",
+        patch,
+    ]);
+}
+
+/// The next instance is ready.
+#[track_caller]
+pub fn wait_for_another(cluster: &Cluster, before: i32) {
+    eventually(
+        "another instance",
+        || pid(cluster).filter(|pid| *pid != before),
+        || told(cluster),
+    );
+    wait_until_ready(cluster);
+}
+
+/// `secretfs store ...` on the node's store.
+#[track_caller]
+pub fn store(cluster: &Cluster, arguments: &[&str], input: &str) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_secretfs"))
+        .arg("store")
+        .args(arguments)
+        .env("SECRETFS_STORE", cluster.node("/var/lib/secretfs/store"))
+        .env(
+            "SECRETFS_IDENTITY",
+            cluster.node("/var/lib/secretfs/identity.age"),
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "secretfs store {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
