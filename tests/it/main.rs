@@ -2,6 +2,7 @@
 
 mod support;
 
+mod deploy;
 mod docs;
 mod docs_pages;
 mod docs_threats;
