@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Result, codes},
     observe::ready::Readiness,
     path::VolumeId,
+    spec::read::shown,
     volume::Volumes,
 };
 
@@ -154,6 +155,5 @@ impl Answers for Admin {
 }
 
 fn unknown(id: &str) -> Error {
-    let shown: String = id.chars().take(80).collect();
-    Error::new(&codes::VOLUME_UNKNOWN).object(shown)
+    Error::new(&codes::VOLUME_UNKNOWN).object(shown(id))
 }
