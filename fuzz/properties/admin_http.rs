@@ -40,6 +40,8 @@ const POLLS: usize = 10_000;
 const ANSWERED: usize = 4;
 /// Bytes of the longest body: the metrics.
 const BODY_BYTES: usize = 64 << 10;
+/// Bytes of the longest error: of what was asked it shows 60 characters, each as `\\u{2066}` at worst.
+const ERROR_BYTES: usize = 720;
 /// Bytes of the shortest request: `GET / HTTP/1.1` and two line ends.
 const REQUEST_BYTES: usize = 16;
 
@@ -260,6 +262,9 @@ fn shown(kind: &str, body: &str) {
     if kind == "application/json" {
         let json = serde_json::from_str::<Value>(body).expect("a JSON body");
         let error = &json["error"];
-        assert!(error.is_null() || error["code"].is_string(), "{body}");
+        assert!(
+            error.is_null() || error["code"].is_string() && body.len() <= ERROR_BYTES,
+            "{body}"
+        );
     }
 }

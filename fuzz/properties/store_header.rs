@@ -22,7 +22,7 @@ use super::{PLANTED, Verdict, token::part, words};
 /// A key pair that exists for this alone.
 const IDENTITY: &str = "AGE-SECRET-KEY-1048WA5WRA9WWZ57RPA5H4YSWDSU7V475TFYFUUJF53TMRMRHXGGSX3EF4N";
 /// All that was ever sealed to it.
-const SEALED: [&[u8]; 3] = [b"", b"hunter2\n", br#"{"password":"hunter2","user":"app"}"#];
+const SEALED: [&[u8]; 2] = [b"hunter2\n", br#"{"password":"hunter2","user":"app"}"#];
 
 /// `KIND BYTES`. Kind 0: the store's description; 1: a version's file; 2: its recipients; 3: a name, a directory or a number; else: a
 /// field and a document, with a NUL between.
@@ -65,8 +65,9 @@ fn description(bytes: &[u8]) -> bool {
 fn version(bytes: &[u8]) -> bool {
     if let Some(mark) = store::mark_of(bytes) {
         let line = format!("-> secretfs.dev/recipients {mark}");
-        let mut lines = bytes.split(|byte| *byte == b'\n');
-        assert!(lines.any(|one| one == line.as_bytes()), "{mark:?}");
+        let lines = bytes.split(|byte| *byte == b'\n');
+        let mut header = lines.take_while(|line| !line.starts_with(b"---"));
+        assert!(header.any(|one| one == line.as_bytes()), "{mark:?}");
     }
     match store::unseal(bytes, &IDENTITIES) {
         Ok(value) => {
@@ -175,29 +176,35 @@ fn field(bytes: &[u8]) -> bool {
                 None => &codes::RENDER_NOT_FIELDS,
             };
             assert_eq!(error.code(), known);
+            words(error);
             false
         }
         (Ok(_), None) => panic!("a field of what is no object"),
     };
-    if document::check_key(key).is_ok() && key != PLANTED {
+    if document::check_key(key).is_ok() && key != OTHER {
         of_fields(key, bytes);
     }
     accepted
 }
 
+const OTHER: &str = "other";
+
 fn of_fields(key: &str, value: &[u8]) {
-    let fields = [(key, value), (PLANTED, b"other")];
+    let fields = [(key, value), (OTHER, PLANTED.as_bytes())];
     let fields = fields.map(|(key, value)| (key.to_owned(), SecretBytes::new(value.to_vec())));
     match document::from_fields(&BTreeMap::from(fields)) {
         Ok(document) => {
             let back = document::field(&document, key).expect("it was put there");
             assert_eq!(back.expose(), value);
-            let other = document::field(&document, PLANTED).expect("it was put there");
-            assert_eq!(other.expose(), b"other");
+            let other = document::field(&document, OTHER).expect("it was put there");
+            assert_eq!(other.expose(), PLANTED.as_bytes());
+            let none = document::field(&document, &format!("{key}-"));
+            words(&none.expect_err("nobody put it there"));
         }
         Err(error) => {
             assert_eq!(error.code(), &codes::STORE_BAD_VALUE);
             assert!(std::str::from_utf8(value).is_err(), "{error}");
+            words(&error);
         }
     }
 }
