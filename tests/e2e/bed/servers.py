@@ -101,6 +101,8 @@ KUBELET = {
     "evictionHard": {"memory.available": "50Mi"},
     "imageGCHighThresholdPercent": 100,  # a full disk of the machine must not take our imported images away
     "enforceNodeAllocatable": ["pods"],
+    "featureGates": {"KubeletCrashLoopBackOffMax": True},
+    "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},  # who is killed by a test comes back at once
     "maxPods": 250,  # as many as the pods' network has addresses
 }
 
