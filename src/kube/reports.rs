@@ -115,7 +115,7 @@ impl Writer {
             event_time: Timestamp::from_millisecond(now.as_millis())
                 .ok()
                 .map(MicroTime),
-            type_: Some("Warning".to_owned()),
+            type_: Some(if event.mended { "Normal" } else { "Warning" }.to_owned()),
             reason: Some(event.reason.to_owned()),
             action: Some("ServeSecrets".to_owned()),
             note: Some(cut(&note, limits::EVENT_NOTE_BYTES).to_owned()),

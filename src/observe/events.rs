@@ -26,6 +26,8 @@ pub struct Event {
     pub reason: &'static str,
     /// For people; no secret.
     pub message: String,
+    /// It tells of an end of trouble: `Normal`, not `Warning`.
+    pub mended: bool,
 }
 
 /// What became of the events so far.
@@ -197,6 +199,7 @@ mod tests {
                 service_account: "web".into(),
                 service_account_uid: None,
             },
+            mended: false,
             reason: "SecretUnavailable",
             message: message.into(),
         }

@@ -31,6 +31,7 @@ mod trail;
 mod unpublish;
 mod volumes;
 mod wanted;
+mod word;
 
 pub use gauges::Gauges;
 pub use restore::Restored;

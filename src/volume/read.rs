@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::{
     caller::{Caller, Identity},
     error::{Error, Result, codes},
-    observe::events::Event,
     spec::{self, Place, Setting, VolumeSpec},
     volume::{
         AskedSpec, Placing, PublishRequest, Published, Settings, publish::Order, specs::Specs,
@@ -121,17 +120,6 @@ impl Task {
         let mut published = self.published()?;
         published.refused = Some(error);
         Ok(published)
-    }
-
-    /// An Event about the pod, if it is one's volume.
-    pub fn tell_pod(&self, reason: &'static str, message: String) {
-        if let Some(Identity::Pod(pod)) = self.owner() {
-            self.shared.events.tell(Event {
-                about: pod.clone(),
-                reason,
-                message,
-            });
-        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
         served::{Adopted, Job, Served, Shown, same},
         status::{Report, trouble},
         volumes::{Command, Reply, Settings, Shared},
+        word::Told,
     },
 };
 
@@ -57,6 +58,8 @@ pub(super) struct Task {
     pub complaint: Complaint,
     /// The failure that was counted last.
     pub complained: Option<Arc<Error>>,
+    /// What the pod was told of it.
+    pub told: Told,
 }
 
 /// Somebody waits for a refresh.
@@ -87,6 +90,7 @@ impl Task {
             follow: None,
             complaint: Complaint::default(),
             complained: None,
+            told: Told::default(),
         }
     }
 
@@ -386,20 +390,23 @@ impl Task {
             return;
         };
         let views = served.views();
+        let mut news = None;
         match trouble(served.own_failure(), &views) {
             Some(_) if self.closing => {} // the unpublish has told it
             Some(failure) => {
                 let counted = self.complained.as_ref();
                 if !counted.is_some_and(|counted| Arc::ptr_eq(counted, &failure.error)) {
-                    let error = self.complained.insert(failure.error);
+                    let error = self.complained.insert(failure.error.clone());
                     self.shared.metrics.failed(error.code());
                     if let Some(times) = self.complaint.failed(now, error.code()) {
                         tracing::warn!(volume_id = %self.id, generation = served.generation.0, code = error.code().name, %error, times, "a volume cannot be kept current");
+                        news = Some(Some(failure));
                     }
                 }
             }
             None => {
                 self.complained = None;
+                news = Some(None);
                 if let Some(since) = self.complaint.recovered() {
                     let after_s = now.since(since).as_secs();
                     tracing::info!(volume_id = %self.id, generation = served.generation.0, after_s, "a volume has recovered");
@@ -408,5 +415,10 @@ impl Task {
         }
         self.report
             .send_replace(Some(Arc::new(served.report(&self.id, refusal))));
+        match news {
+            Some(Some(failure)) => self.tell_trouble(now, &failure),
+            Some(None) => self.tell_recovery(),
+            None => {}
+        }
     }
 }

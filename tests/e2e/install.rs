@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::cluster::{self, plugin};
+use crate::cluster::{self, Cluster, eventually, plugin};
 
 /// The fields of a process's status that a seal shows in.
 fn status(pid: i32, field: &str) -> String {
@@ -44,4 +44,86 @@ fn the_running_process_has_three_capabilities_and_a_filter() {
     }
     assert_eq!(status(pid, "NoNewPrivs"), "1");
     assert_eq!(status(pid, "Seccomp"), "2");
+}
+
+/// How it shows that something of the manifests is missing.
+enum Symptom {
+    /// The API server refuses the manifest, in these words.
+    Refused(&'static str),
+    /// The plugin's log.
+    Told(&'static str),
+    /// `/readyz`.
+    NotReady(&'static str),
+}
+
+/// As `deploy/` has it, also when the test fails.
+struct Restored<'c>(&'c Cluster);
+
+impl Drop for Restored<'_> {
+    fn drop(&mut self) {
+        // the whole object: an apply does not bring back what a patch has taken from a list
+        self.0
+            .kubectl(&["-n", "secretfs", "delete", "daemonset", "secretfs"]);
+        plugin::apply(self.0, plugin::CONFIG);
+        plugin::wait_until_ready(self.0);
+    }
+}
+
+/// A part of the DaemonSet or of the role, and what is seen when it is not there.
+#[rustfmt::skip]
+const PARTS: &[(&str, &str, Symptom)] = &[
+    ("daemonset", "/spec/template/spec/containers/0/securityContext/privileged", Symptom::Refused("Bidirectional")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/0", Symptom::Told("/config/config.yaml")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/2", Symptom::Told("/run/secretfs")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/3", Symptom::NotReady("mount.no_propagation")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/4", Symptom::Told("/var/lib/kubelet/plugins")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/5", Symptom::Told("/var/lib/kubelet/plugins_registry")),
+    ("daemonset", "/spec/template/spec/containers/0/env/0", Symptom::Told("csi.secretfs.dev on secretfs-")),
+    ("clusterrole", "/rules/0", Symptom::NotReady("csidriver")),
+];
+
+#[test]
+fn no_part_of_the_manifests_is_there_for_nothing() {
+    let (cluster, _turn) = cluster::alone();
+    for (kind, path, symptom) in PARTS {
+        let restored = Restored(cluster);
+        let patch = format!(r#"[{{"op": "remove", "path": "{path}"}}]"#);
+        let patched = cluster.try_kubectl(
+            &[
+                "-n",
+                "secretfs",
+                "patch",
+                kind,
+                "secretfs",
+                "--type=json",
+                "-p",
+                &patch,
+            ],
+            "",
+        );
+        let said = String::from_utf8_lossy(&patched.stderr).into_owned();
+        if let Symptom::Refused(words) = symptom {
+            assert!(
+                !patched.status.success() && said.contains(words),
+                "{path}: {said}"
+            );
+            std::mem::forget(restored); // nothing has changed
+            continue;
+        }
+        assert!(patched.status.success(), "{said}");
+        if *kind == "clusterrole" {
+            cluster.kubectl(&["-n", "secretfs", "delete", "pod", &plugin::pod(cluster)]);
+        }
+        eventually(
+            &format!("without {path} it shows"),
+            || match symptom {
+                Symptom::Told(words) => plugin::logs(cluster).contains(words).then_some(()),
+                Symptom::NotReady(words) => {
+                    plugin::not_ready(cluster)?.contains(words).then_some(())
+                }
+                Symptom::Refused(_) => None,
+            },
+            || plugin::told(cluster),
+        );
+    }
 }

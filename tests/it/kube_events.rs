@@ -26,6 +26,7 @@ fn event(pod: &str, message: &str) -> Event {
             service_account: "web".into(),
             service_account_uid: None,
         },
+        mended: false,
         reason: "SecretUnavailable",
         message: message.into(),
     }

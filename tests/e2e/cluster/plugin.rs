@@ -86,23 +86,22 @@ pub fn wait_until_ready(cluster: &Cluster) {
 
 /// What there is to say about the plugin when a test fails.
 pub fn told(cluster: &Cluster) -> String {
-    let of = |arguments: &[&str]| {
-        let output = cluster.try_kubectl(arguments, "");
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-    };
+    let pods = cluster.try_kubectl(&["-n", "secretfs", "describe", "pods"], "");
     format!(
-        "{}\n{}\n{}",
-        of(&["-n", "secretfs", "describe", "pods"]),
-        of(&["-n", "secretfs", "logs", "daemonset/secretfs", "--tail=20"]),
-        of(&[
-            "-n",
-            "secretfs",
-            "logs",
-            "daemonset/secretfs",
-            "--tail=20",
-            "--previous"
-        ]),
+        "{}\n{}",
+        String::from_utf8_lossy(&pods.stdout),
+        logs(cluster)
     )
+}
+
+/// What it said last, and the instance before it.
+pub fn logs(cluster: &Cluster) -> String {
+    let of = |more: &[&str]| {
+        let base = ["-n", "secretfs", "logs", "daemonset/secretfs", "--tail=20"];
+        let output = cluster.try_kubectl(&[&base, more].concat(), "");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    format!("{}\n{}", of(&["--previous"]), of(&[]))
 }
 
 /// Its pod's name.

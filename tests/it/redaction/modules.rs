@@ -54,7 +54,7 @@ const SILENT: &[(&str, &[&str])] = &[
         "csi::status", "mount::errno", "mount::layout", "mount::plan", "mount::room", "observe::limit", "observe::patience", "policy",
         "source::bell", "source::breaker", "source::caught", "source::gate", "source::pool", "source::pool::doors",
         "source::pool::leases", "source::pool::source", "source::schedule", "volume::budget", "volume::complaint", "volume::decide",
-        "volume::specs", "volume::wanted",
+        "volume::specs", "volume::wanted", "volume::word",
     ]),
     ("the system call filter: a refused call is told from a signal handler, without `tracing`", &[
         "sys::seccomp", "sys::seccomp::allowed", "sys::seccomp::names", "sys::seccomp::program",

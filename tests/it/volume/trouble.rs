@@ -1,6 +1,7 @@
 //! What fails: stores, mounts, our own tasks. Files keep the last good value, the status says why, and it mends itself.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -398,6 +399,39 @@ async fn an_outage_is_a_line_a_minute_and_its_end_is_one() {
     assert_eq!(log.lines("a new generation").len(), 2);
     assert_eq!(log.lines("WARN").len(), warnings.len());
     assert!(log.lines("canary").is_empty(), "a secret in the log");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_told_of_a_denial_at_once_of_an_outage_that_lasts_and_of_the_end() {
+    let bed = Bed::new();
+    bed.a.put("db", "one");
+    let every_second = Refresh::Every(Duration::from_secs(1));
+    let spec = spec_every(every_second, &["x < a:db"]);
+    bed.publish("v", &spec).await.unwrap();
+    let second = Some(Duration::from_secs(1));
+    let down = || {
+        let fails = Answer::Fail(&codes::BACKEND_UNAVAILABLE, second);
+        bed.a.answer("db", fails);
+    };
+    down();
+    bed.pass(40).await;
+    bed.a.answer("db", Answer::Value);
+    bed.pass(60).await;
+    assert_eq!(bed.told(), [""; 0], "short, and the files were there");
+    down();
+    bed.pass(300).await;
+    let told: BTreeSet<_> = bed.told().into_iter().collect();
+    assert_eq!(told, BTreeSet::from(["SecretStale"]));
+    bed.a.answer("db", Answer::Value);
+    bed.pass(300).await;
+    assert_eq!(bed.told(), ["SecretCurrent"]);
+    let denied = Answer::Fail(&codes::BACKEND_PERMISSION_DENIED, second);
+    bed.a.answer("db", denied);
+    bed.pass(5).await;
+    assert_eq!(bed.told(), ["SecretAccessDenied"]);
+    bed.a.answer("db", Answer::Value);
+    bed.pass(600).await;
+    assert_eq!(bed.told().last(), Some(&"SecretCurrent"));
 }
 
 #[tokio::test(start_paused = true)]
