@@ -258,10 +258,10 @@ fn mend_huffman(value: &mut [u8]) {
         let both = two(at / 8) << 8 | two(at / 8 + 1);
         let [next, _] = (both << (at % 8)).to_be_bytes();
         let length = match next {
-            ..0x50 => 5,
-            ..0xb8 => 6,
-            ..0xf8 => 7,
-            ..0xfe => 8,
+            0x00..0x50 => 5,
+            0x50..0xb8 => 6,
+            0xb8..0xf8 => 7,
+            0xf8..0xfe => 8,
             _ => return,
         };
         if at + length > bits {
@@ -324,7 +324,8 @@ mod tests {
                 async move { tokio::io::AsyncWriteExt::write_all(&mut client, sent).await },
                 lenient.read_to_end(&mut came),
             );
-            (sent.unwrap(), read.unwrap());
+            sent.unwrap();
+            read.unwrap();
             came
         })
     }

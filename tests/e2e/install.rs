@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use crate::cluster::{self, Cluster, eventually, plugin};
+use crate::cluster::{
+    self, eventually,
+    plugin::{self, Restored},
+};
 
 /// The fields of a process's status that a seal shows in.
 fn status(pid: i32, field: &str) -> String {
@@ -54,19 +57,6 @@ enum Symptom {
     Told(&'static str),
     /// `/readyz`.
     NotReady(&'static str),
-}
-
-/// As `deploy/` has it, also when the test fails.
-struct Restored<'c>(&'c Cluster);
-
-impl Drop for Restored<'_> {
-    fn drop(&mut self) {
-        // the whole object: an apply does not bring back what a patch has taken from a list
-        self.0
-            .kubectl(&["-n", "secretfs", "delete", "daemonset", "secretfs"]);
-        plugin::apply(self.0, plugin::CONFIG);
-        plugin::wait_until_ready(self.0);
-    }
 }
 
 /// A part of the DaemonSet or of the role, and what is seen when it is not there.

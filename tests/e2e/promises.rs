@@ -91,6 +91,7 @@ fn a_pod_keeps_its_files_when_it_may_no_longer_read_them_or_the_store_is_gone() 
         let nobody =
             plugin::CONFIG.replace("serviceAccounts: [default]", "serviceAccounts: [nobody]");
         let _configured = Configured::with(cluster, &nobody);
+        plugin::wait_for_config(cluster);
         let refused = Pod::new("refused", &namespace);
         namespace.create(&refused);
         namespace.wait_for_event("refused", "FailedMount", &["policy.denied"]); // the new policy holds
@@ -144,22 +145,26 @@ fn a_store_that_is_not_there_yet_is_tried_again_and_never_empty() {
 fn without_propagation_nothing_is_mounted_where_no_pod_would_see_it() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "private");
-    // the mount is the fourth of daemonset.yaml
-    let off = |value: &str| {
-        format!(
-            r#"{{"spec":{{"template":{{"spec":{{"containers":[{{"name":"secretfs","volumeMounts":[{{"mountPath":"/var/lib/kubelet/pods","mountPropagation":"{value}"}}]}}]}}}}}}}}"#
-        )
-    };
-    plugin::patch(cluster, &off("None"));
-    plugin::wait_until_ready(cluster);
-    namespace.create(&Pod::new("private", &namespace));
-    namespace.wait_for_event(
-        "private",
-        "FailedMount",
-        &["mount.no_propagation", "Bidirectional"],
-    );
-    plugin::patch(cluster, &off("Bidirectional"));
-    plugin::wait_until_ready(cluster);
+    {
+        let _restored = plugin::Restored(cluster);
+        let mount = r#"{"mountPath":"/var/lib/kubelet/pods","mountPropagation":"None"}"#;
+        let container = format!(r#"{{"name":"secretfs","volumeMounts":[{mount}]}}"#);
+        plugin::patch(
+            cluster,
+            &format!(r#"{{"spec":{{"template":{{"spec":{{"containers":[{container}]}}}}}}}}"#),
+        );
+        eventually(
+            "it says so itself",
+            || plugin::not_ready(cluster).filter(|why| why.contains("mount.no_propagation")),
+            || plugin::told(cluster),
+        );
+        namespace.create(&Pod::new("private", &namespace));
+        namespace.wait_for_event(
+            "private",
+            "FailedMount",
+            &["mount.no_propagation", "Bidirectional"],
+        );
+    }
     namespace.wait_running("private");
 }
 

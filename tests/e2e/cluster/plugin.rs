@@ -123,12 +123,28 @@ pub fn http(cluster: &Cluster, path: &str) -> String {
 
 /// Why it is not ready, in its own words.
 pub fn not_ready(cluster: &Cluster) -> Option<String> {
-    let path = format!(
-        "/api/v1/namespaces/secretfs/pods/{}:9809/proxy/readyz",
-        pod(cluster)
+    // kubectl does not show what an error's answer says
+    let object = cluster.get_json(&["-n", "secretfs", "pod", &pod(cluster)])?;
+    let address = object["status"]["podIP"].as_str()?;
+    let busybox = format!("{}/bin/busybox", cluster.get("BED_DEBIAN"));
+    let ask = format!(
+        "printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' | {busybox} nc -w 5 {address} 9809 || true"
     );
-    let output = cluster.try_kubectl(&["get", "--raw", &path], "");
-    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    let answer = cluster.bed("run", &["sh", "-c", &ask]);
+    answer.starts_with("HTTP/1.0 503").then_some(answer)
+}
+
+/// As `deploy/` has it, also when the test fails.
+pub struct Restored<'c>(pub &'c Cluster);
+
+impl Drop for Restored<'_> {
+    fn drop(&mut self) {
+        // the whole object: an apply does not bring back what a patch has taken from a list
+        self.0
+            .kubectl(&["-n", "secretfs", "delete", "daemonset", "secretfs"]);
+        apply(self.0, CONFIG);
+        wait_until_ready(self.0);
+    }
 }
 
 /// Until it follows the configuration that was applied last.
