@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use secretfs::error::{ErrorKind, codes};
+use secretfs::error::{Code, ErrorKind, codes};
 
 /// Compares docs/`name` with `expect`, or writes it.
 pub fn compare(name: &str, expect: &str) {
@@ -17,6 +17,11 @@ pub fn compare(name: &str, expect: &str) {
         let line = page.lines().zip(expect.lines()).position(|(a, b)| a != b);
         panic!("docs/{name} is not what the code says, from line {line:?}; run with UPDATE_DOCS=1");
     }
+}
+
+/// The heading of the page under which a code stands.
+pub fn group(code: &Code) -> &'static str {
+    code.name.split('.').next().unwrap_or("")
 }
 
 /// Who must act, and what `secretfs` answers with.
@@ -52,23 +57,26 @@ fn the_page_of_errors_is_the_table_of_codes() {
             page += &format!("| {:?} | {} |\n", code.kind, who(code.kind));
         }
     }
-    let mut group = "";
+    let mut groups: Vec<&str> = Vec::new(); // each is one heading, so that there is one link to it
     for code in codes::ALL {
-        let first = code.name.split('.').next().unwrap_or("");
-        if first != group {
-            group = first;
+        if !groups.contains(&group(code)) {
+            groups.push(group(code));
+        }
+    }
+    for name in groups {
+        page += &format!(
+            "\n## {name}\n\n| code | kind | what it means | what to do |\n|---|---|---|---|\n"
+        );
+        for code in codes::ALL.iter().filter(|code| group(code) == name) {
+            let cell = |text: &str| text.replace('|', "\\|");
             page += &format!(
-                "\n## {group}\n\n| code | kind | what it means | what to do |\n|---|---|---|---|\n"
+                "| `{}` | {:?} | {} | {} |\n",
+                code.name,
+                code.kind,
+                cell(code.cause),
+                cell(code.fix)
             );
         }
-        let cell = |text: &str| text.replace('|', "\\|");
-        page += &format!(
-            "| `{}` | {:?} | {} | {} |\n",
-            code.name,
-            code.kind,
-            cell(code.cause),
-            cell(code.fix)
-        );
     }
     compare("reference/errors.md", &page);
 }

@@ -6,6 +6,7 @@ mod deploy;
 mod docs;
 mod docs_pages;
 mod docs_threats;
+mod docs_troubleshooting;
 mod tidy;
 
 mod check;
