@@ -22,7 +22,7 @@ use crate::{caller::PodIdentity, clock::Mono, limits};
 pub struct Event {
     /// Whose volume.
     pub about: PodIdentity,
-    /// In CamelCase, for machines: `SecretSpecInvalid`.
+    /// In CamelCase, for machines: `SecretSpecRefused`.
     pub reason: &'static str,
     /// For people; no secret.
     pub message: String,
@@ -200,7 +200,7 @@ mod tests {
                 service_account_uid: None,
             },
             mended: false,
-            reason: "SecretUnavailable",
+            reason: "SecretStale",
             message: message.into(),
         }
     }

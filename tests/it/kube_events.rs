@@ -27,7 +27,7 @@ fn event(pod: &str, message: &str) -> Event {
             service_account_uid: None,
         },
         mended: false,
-        reason: "SecretUnavailable",
+        reason: "SecretStale",
         message: message.into(),
     }
 }
@@ -70,7 +70,7 @@ fn an_event_is_about_the_pod_and_written_once() {
         (&regarding["name"], "web-0"),
         (&regarding["uid"], "uid-of-web-0"),
         (&written["type"], "Warning"),
-        (&written["reason"], "SecretUnavailable"),
+        (&written["reason"], "SecretStale"),
         (&written["note"], "store: connection refused"),
         (&written["reportingController"], "csi.secretfs.dev"),
         (&written["reportingInstance"], &"n".repeat(128)),
