@@ -104,14 +104,25 @@ pub fn logs(cluster: &Cluster) -> String {
     format!("{}\n{}", of(&["--previous"]), of(&[]))
 }
 
+/// Its pod; `None` while one goes and the next is not there yet.
+fn find_pod(cluster: &Cluster) -> Option<serde_json::Value> {
+    let pods = cluster.get_json(&["-n", "secretfs", "pods"])?;
+    let mut stay = pods["items"]
+        .as_array()?
+        .iter()
+        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    stay.next().cloned()
+}
+
 /// Its pod's name.
+#[track_caller]
 pub fn pod(cluster: &Cluster) -> String {
-    let pods = cluster.kubectl(&["-n", "secretfs", "get", "pods", "-o", "name"]);
-    let mut names = pods.lines();
-    let (name, None) = (names.next().unwrap(), names.next()) else {
-        panic!("more than one: {pods}");
-    };
-    name.strip_prefix("pod/").unwrap().to_owned()
+    let pod = eventually(
+        "the plugin has a pod",
+        || find_pod(cluster),
+        || told(cluster),
+    );
+    pod["metadata"]["name"].as_str().unwrap().to_owned()
 }
 
 /// What it answers at this path of its HTTP port.
@@ -124,7 +135,7 @@ pub fn http(cluster: &Cluster, path: &str) -> String {
 /// Why it is not ready, in its own words.
 pub fn not_ready(cluster: &Cluster) -> Option<String> {
     // kubectl does not show what an error's answer says
-    let object = cluster.get_json(&["-n", "secretfs", "pod", &pod(cluster)])?;
+    let object = find_pod(cluster)?;
     let address = object["status"]["podIP"].as_str()?;
     let busybox = format!("{}/bin/busybox", cluster.get("BED_DEBIAN"));
     let ask = format!(
