@@ -11,6 +11,7 @@ use super::{
 use crate::{
     caller::Identity,
     clock::{Mono, Wall},
+    error::codes,
     limits,
     observe::events::Event,
 };
@@ -44,6 +45,14 @@ impl Task {
 
     /// The volume is as this failure says.
     pub fn tell_trouble(&mut self, now: Mono, failure: &Failure) {
+        let lost = [
+            &codes::MOUNT_GONE,
+            &codes::MOUNT_FOREIGN,
+            &codes::MOUNT_ALTERED,
+        ];
+        if lost.contains(&failure.error.code()) {
+            return; // the content is current; `SecretVolumeLost` says what to do, once there is another mount
+        }
         let lasted = now.since(failure.since);
         let (reason, told) = match state(false, false, Some(failure)) {
             VolumeState::Denied => ("SecretAccessDenied", &mut self.told.denied),

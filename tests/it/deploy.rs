@@ -100,13 +100,6 @@ fn the_driver_object_is_as_the_plugin_demands_and_nothing_is_left_to_advise() {
     driver_object::judge(&object, &audiences).unwrap();
     assert!(driver_object::advice(&object, &audiences).is_empty());
     assert_eq!(object.metadata.name.as_deref(), Some("csi.secretfs.dev"));
-    let later = &objects("kubernetes-1.35/kustomization.yaml")[0]["patches"][0]["patch"];
-    assert!(
-        later
-            .as_str()
-            .unwrap()
-            .contains("serviceAccountTokenInSecrets: true")
-    );
 }
 
 #[test]

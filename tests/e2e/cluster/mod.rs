@@ -74,11 +74,6 @@ impl Cluster {
         self.bed.join("tmp")
     }
 
-    /// Kubernetes' version, as `1.34`.
-    pub fn version(&self) -> &str {
-        self.get("BED_VERSION")
-    }
-
     /// What the API server wrote about each request that changes something: JSON lines.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.get("BED_AUDIT")).unwrap();

@@ -50,15 +50,11 @@ pub fn install(cluster: &Cluster) {
 /// `kubectl apply -k`, with this configuration.
 pub fn apply(cluster: &Cluster, config: &str) {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    let base = match cluster.version() {
-        "1.34" => deploy,
-        _ => deploy.join("kubernetes-1.35"),
-    };
     let overlay = cluster.scratch().join("overlay");
     fs::create_dir_all(&overlay).unwrap();
     // kustomize takes relative paths only
     let up = "../".repeat(overlay.components().count() - 1);
-    let base = format!("{up}{}", base.strip_prefix("/").unwrap().display());
+    let base = format!("{up}{}", deploy.strip_prefix("/").unwrap().display());
     let config: String = config
         .lines()
         .map(|line| format!("        {line}\n"))
