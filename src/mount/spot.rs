@@ -33,15 +33,12 @@ pub(super) struct Spots {
     pub root: Option<Root>,
 }
 
-/// An open directory, and what it is.
-type Dir = (OwnedFd, Stat);
-
 /// The directory that holds a target.
 pub(super) struct Parent {
     pub dir: OwnedFd,
     pub stat: Stat,
     /// The root's directory, if this is another one.
-    root: Option<Dir>,
+    root: Option<OwnedFd>,
 }
 
 /// A target that is a directory.
@@ -115,12 +112,13 @@ impl Spots {
             }
             found => return Err(no_target(&found)),
         };
-        if let Some((root, stat)) = &parent.root {
-            match self.refuse_unshared(root.as_fd(), stat) {
-                Ok(()) if stat.mount_id == parent.stat.mount_id => return Ok(()),
-                Ok(()) => {}
-                Err(error) => self.refuse_unshared_pods(root.as_fd(), error)?,
-            }
+        if !self.must_be_shared() {
+            return Ok(());
+        }
+        if let Some(root) = &parent.root
+            && self.refuse_unshared_base(root.as_fd())? == parent.stat.mount_id
+        {
+            return Ok(());
         }
         self.refuse_unshared(parent.dir.as_fd(), &parent.stat)
     }
@@ -238,9 +236,7 @@ impl Spots {
         match &self.root {
             Some(root) if root.shared => {
                 let dir = self.open_root(root)?;
-                let stat = self.fs.statx(dir.as_fd()).step("look at kubeletDir")?;
-                let refused = self.refuse_unshared(dir.as_fd(), &stat);
-                refused.or_else(|error| self.refuse_unshared_pods(dir.as_fd(), error))
+                self.refuse_unshared_base(dir.as_fd()).map(drop)
             }
             _ => Ok(()),
         }
@@ -251,21 +247,20 @@ impl Spots {
         self.root.as_ref().is_some_and(|root| root.shared)
     }
 
-    /// The root is not shared, for this reason; but a container may have a mount for the pods alone.
-    fn refuse_unshared_pods(&self, root: BorrowedFd<'_>, error: Error) -> Result<()> {
-        match self.fs.openat2(At::below(root, PODS), How::Beneath) {
-            Ok(pods) => {
-                let stat = self.fs.statx(pods.as_fd()).step("look at kubeletDir")?;
-                self.refuse_unshared(pods.as_fd(), &stat)
-            }
-            Err(_) => Err(error),
-        }
+    /// Refuses a root whose mount is not shared, unless that of its `pods` is: a container may have one for them alone. The id of the shared one.
+    fn refuse_unshared_base(&self, root: BorrowedFd<'_>) -> Result<u64> {
+        let stat = self.fs.statx(root).step("look at kubeletDir")?;
+        let Err(error) = self.refuse_unshared(root, &stat) else {
+            return Ok(stat.mount_id);
+        };
+        let pods = self.fs.openat2(At::below(root, PODS), How::Beneath);
+        let pods = pods.map_err(|_| error)?;
+        let stat = self.fs.statx(pods.as_fd()).step("look at kubeletDir")?;
+        self.refuse_unshared(pods.as_fd(), &stat)?;
+        Ok(stat.mount_id)
     }
 
     fn refuse_unshared(&self, dir: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
-        if !self.must_be_shared() {
-            return Ok(());
-        }
         match look::mount(&*self.fs, dir, stat.mount_id)? {
             Some(mount) if mount.shared.is_some() => Ok(()),
             Some(mount) => Err(unshared(Path::new(&mount.mount_point))),
@@ -341,7 +336,7 @@ impl Spots {
         &self,
         root: &Root,
         target: &TargetPath,
-    ) -> Result<(Sys<OwnedFd>, Option<Dir>)> {
+    ) -> Result<(Sys<OwnedFd>, Option<OwnedFd>)> {
         let Some(below) = target.below(&root.dir) else {
             return Err(Error::new(&codes::CSI_BAD_TARGET).detail(format_args!(
                 "the target does not lie below kubeletDir, {}",
@@ -352,8 +347,7 @@ impl Spots {
         match below.parent() {
             Some(way) if way != Path::new("") => {
                 let opened = self.fs.openat2(At::below(dir.as_fd(), way), How::Beneath);
-                let stat = self.fs.statx(dir.as_fd()).step("look at kubeletDir")?;
-                Ok((opened, Some((dir, stat))))
+                Ok((opened, Some(dir)))
             }
             _ => Ok((Ok(dir), None)),
         }

@@ -24,7 +24,6 @@ use crate::{
         served::{Adopted, Job, Served, Shown, same},
         status::{Report, trouble},
         volumes::{Command, Reply, Settings, Shared},
-        word::Told,
     },
 };
 
@@ -58,8 +57,8 @@ pub(super) struct Task {
     pub complaint: Complaint,
     /// The failure that was counted last.
     pub complained: Option<Arc<Error>>,
-    /// What the pod was told of it.
-    pub told: Told,
+    /// Since when, as the pod was told: of trouble that lasts always in the same words, so that the same Event is not written again and again.
+    pub told_since: Option<String>,
 }
 
 /// Somebody waits for a refresh.
@@ -90,7 +89,7 @@ impl Task {
             follow: None,
             complaint: Complaint::default(),
             complained: None,
-            told: Told::default(),
+            told_since: None,
         }
     }
 

@@ -16,16 +16,6 @@ use crate::{
     observe::events::Event,
 };
 
-/// What the pod was told of the trouble that lasts.
-#[derive(Default)]
-pub(super) struct Told {
-    /// Of a denial, of a store that cannot be read.
-    denied: bool,
-    stale: bool,
-    /// When it began, for people. Always the same words, so that the same Event is not written again and again.
-    since: String,
-}
-
 impl Task {
     /// An Event about the pod, if it is one's volume.
     pub fn tell_pod(&self, reason: &'static str, message: String) {
@@ -54,21 +44,17 @@ impl Task {
             return; // the content is current; `SecretVolumeLost` says what to do, once there is another mount
         }
         let lasted = now.since(failure.since);
-        let (reason, told) = match state(false, false, Some(failure)) {
-            VolumeState::Denied => ("SecretAccessDenied", &mut self.told.denied),
-            VolumeState::Stale if lasted >= limits::WARN_INTERVAL => {
-                ("SecretStale", &mut self.told.stale)
-            }
+        let reason = match state(false, false, Some(failure)) {
+            VolumeState::Denied => "SecretAccessDenied",
+            VolumeState::Stale if lasted >= limits::WARN_INTERVAL => "SecretStale",
             _ => return,
         };
-        *told = true;
-        if self.told.since.is_empty() {
-            let lasted = i64::try_from(lasted.as_millis()).unwrap_or(i64::MAX);
-            let began = self.shared.clock.wall().as_millis().saturating_sub(lasted);
-            self.told.since = Wall::from_millis(began).to_rfc3339();
-        }
         let (error, code) = (&failure.error, failure.error.code());
-        let since = &self.told.since;
+        let wall = self.shared.clock.wall();
+        let since = self.told_since.get_or_insert_with(|| {
+            let lasted = i64::try_from(lasted.as_millis()).unwrap_or(i64::MAX);
+            Wall::from_millis(wall.as_millis().saturating_sub(lasted)).to_rfc3339()
+        });
         let message = format!(
             "the files are kept as they were; not current since {since}: {error}. {} [{}]",
             code.fix, code.name
@@ -78,12 +64,8 @@ impl Task {
 
     /// Nothing is wrong with it any more.
     pub fn tell_recovery(&mut self) {
-        let told = std::mem::take(&mut self.told);
-        if told.denied || told.stale {
-            let message = format!(
-                "the files are current again; they were not since {}",
-                told.since
-            );
+        if let Some(since) = self.told_since.take() {
+            let message = format!("the files are current again; they were not since {since}");
             self.event("SecretCurrent", message, true);
         }
     }

@@ -4,29 +4,18 @@ use std::fs;
 
 use crate::cluster::{self, Namespace, eventually, namespace::Pod, plugin};
 
-/// The inode and change time of each file, and of `..data`: the same as long as nobody touched anything.
-const LOOK: [&str; 3] = [
-    "sh",
-    "-c",
-    "stat -c '%n %i %Y %Z' /secrets/..data /secrets/word; stat -Lc '%i %Y %Z' /secrets/word",
-];
-
 #[test]
 fn running_pods_outlive_the_plugins_death_and_rotation_goes_on() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "killed");
     namespace.run(&Pod::new("stays", &namespace));
     namespace.run(&Pod::new("goes", &namespace));
-    let (uid, looked) = (namespace.uid("goes"), namespace.exec("stays", &LOOK));
+    let (uid, looked) = (namespace.uid("goes"), namespace.look("stays"));
     let before = plugin::kill(cluster);
     namespace.kubectl(&["delete", "pod", "goes", "--wait=false"]);
     assert_eq!(namespace.word("stays"), "first");
     plugin::wait_for_another(cluster, before);
-    assert_eq!(
-        namespace.exec("stays", &LOOK),
-        looked,
-        "the restart touched it"
-    );
+    assert_eq!(namespace.look("stays"), looked, "the restart touched it");
     namespace.put("a", "second");
     namespace.wait_for_word("stays", "second");
     namespace.wait_gone("goes", &uid);
@@ -98,14 +87,14 @@ fn a_kubelet_that_restarts_finds_the_plugin_again_and_touches_no_file() {
     let namespace = Namespace::new(cluster, "kubelet");
     namespace.run(&Pod::new("stays", &namespace));
     namespace.run(&Pod::new("goes", &namespace));
-    let (uid, looked) = (namespace.uid("goes"), namespace.exec("stays", &LOOK));
+    let (uid, looked) = (namespace.uid("goes"), namespace.look("stays"));
     cluster.bed("stop", &["kubelet"]);
     namespace.kubectl(&["delete", "pod", "goes", "--force", "--grace-period=0"]);
     assert_eq!(cluster.mounts_of(&uid).len(), 1);
     cluster.bed("start", &["kubelet"]);
     namespace.wait_gone("goes", &uid);
     namespace.run(&Pod::new("new", &namespace));
-    assert_eq!(namespace.exec("stays", &LOOK), looked);
+    assert_eq!(namespace.look("stays"), looked);
     namespace.put("a", "second");
     namespace.wait_for_word("stays", "second");
 }
@@ -115,7 +104,7 @@ fn an_upgrade_and_the_way_back_take_no_file_away() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "upgrade");
     namespace.run(&Pod::new("stays", &namespace));
-    let looked = namespace.exec("stays", &LOOK);
+    let looked = namespace.look("stays");
     let program = std::env::var("SECRETFS_E2E_PROGRAM").unwrap();
     cluster.bed("image", &["localhost/secretfs:next", &program]);
     for (image, word) in [
@@ -123,7 +112,7 @@ fn an_upgrade_and_the_way_back_take_no_file_away() {
         (cluster::IMAGE, "third"),
     ] {
         let before = plugin::pid(cluster).unwrap();
-        assert_eq!(namespace.exec("stays", &LOOK) == looked, word == "second");
+        assert_eq!(namespace.look("stays") == looked, word == "second");
         cluster.kubectl(&[
             "-n",
             "secretfs",
@@ -273,13 +262,10 @@ fn a_mount_that_was_taken_away_is_told_and_the_next_container_sees_current_files
     namespace.exec("lost", &["touch", "/tmp/end"]);
     eventually(
         "the next container runs",
-        || {
-            (namespace.pod("lost")?["status"]["containerStatuses"][0]["restartCount"].as_u64()? > 0
-                && namespace.pod("lost")?["status"]["containerStatuses"][0]["ready"] == true)
-                .then_some(())
-        },
+        || namespace.restarts("lost").filter(|restarts| *restarts > 0),
         || namespace.told("lost"),
     );
+    namespace.wait_running("lost");
     namespace.wait_for_word("lost", "second");
 }
 
@@ -292,9 +278,7 @@ fn after_a_reboot_pods_have_their_files_again() {
     pod.restart = "Always".to_owned();
     namespace.run(&pod);
     let uid = namespace.uid("stays");
-    let boots = namespace.pod("stays").unwrap()["status"]["containerStatuses"][0]["restartCount"]
-        .as_u64()
-        .unwrap();
+    let before = namespace.restarts("stays").unwrap();
     cluster.bed("stop", &["kubelet"]);
     let script = "for c in $(ctr tasks ls -q); do ctr tasks kill -s KILL $c || true; done; sleep 1
         for m in $(grep secretfs /proc/self/mountinfo | cut -d' ' -f5 | sort -r); do umount -l $m || true; done
@@ -307,9 +291,9 @@ fn after_a_reboot_pods_have_their_files_again() {
     eventually(
         "its container runs again",
         || {
-            (namespace.pod("stays")?["status"]["containerStatuses"][0]["restartCount"].as_u64()?
-                > boots)
-                .then_some(())
+            namespace
+                .restarts("stays")
+                .filter(|restarts| *restarts > before)
         },
         || namespace.told("stays"),
     );

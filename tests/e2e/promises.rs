@@ -29,6 +29,17 @@ fn publishes(cluster: &Cluster) -> f64 {
         .sum()
 }
 
+/// Until it has answered so many more.
+#[track_caller]
+fn wait_for_publishes(cluster: &Cluster, more: f64) {
+    let before = publishes(cluster);
+    eventually(
+        &format!("{more} publishes"),
+        || (publishes(cluster) >= before + more).then_some(()),
+        || plugin::told(cluster),
+    );
+}
+
 /// Requests by the plugin that change something.
 fn writes(cluster: &Cluster) -> usize {
     let ours = "system:serviceaccount:secretfs:secretfs";
@@ -47,24 +58,16 @@ fn republishes_touch_no_file_and_write_nothing_to_the_api_server() {
     for name in &names {
         namespace.create(&Pod::new(name, &namespace));
     }
-    let look = |name: &str| {
-        let script = "stat -c '%n %i %Y %Z' /secrets/..data /secrets/word; stat -Lc '%i %Y %Z' /secrets/word";
-        namespace.exec(name, &["sh", "-c", script])
-    };
     names.iter().for_each(|name| namespace.wait_running(name));
-    let looked: Vec<String> = names.iter().map(|name| look(name)).collect();
+    let looked: Vec<String> = names.iter().map(|name| namespace.look(name)).collect();
     let mut watches: Vec<Watch> = names
         .iter()
         .map(|name| Watch::new(&namespace.uid(name)))
         .collect();
-    let (published, written) = (publishes(cluster), writes(cluster));
-    eventually(
-        "three republishes of each",
-        || (publishes(cluster) >= published + 60.0).then_some(()),
-        || plugin::told(cluster),
-    );
+    let written = writes(cluster);
+    wait_for_publishes(cluster, 60.0); // three of each
     for ((name, looked), watch) in names.iter().zip(looked).zip(&mut watches) {
-        assert_eq!(look(name), looked);
+        assert_eq!(namespace.look(name), looked);
         assert_eq!(watch.told(), [], "{name}");
     }
     assert_eq!(writes(cluster), written);
@@ -76,16 +79,10 @@ fn a_pod_keeps_its_files_when_it_may_no_longer_read_them_or_the_store_is_gone() 
     let namespace = Namespace::new(cluster, "keeps");
     namespace.run(&Pod::new("keeps", &namespace));
     let uid = namespace.uid("keeps");
-    let store = cluster.node("/var/lib/secretfs/store");
-    let aside = cluster.node("/var/lib/secretfs/aside");
-    std::fs::rename(&store, &aside).unwrap();
-    let published = publishes(cluster);
-    eventually(
-        "two republishes",
-        || (publishes(cluster) >= published + 2.0).then_some(()),
-        || plugin::told(cluster),
-    );
-    std::fs::rename(&aside, &store).unwrap();
+    {
+        let _away = plugin::StoreAway::from(cluster);
+        wait_for_publishes(cluster, 2.0);
+    }
     assert_eq!(namespace.word("keeps"), "first");
     {
         let nobody =
@@ -95,12 +92,7 @@ fn a_pod_keeps_its_files_when_it_may_no_longer_read_them_or_the_store_is_gone() 
         let refused = Pod::new("refused", &namespace);
         namespace.create(&refused);
         namespace.wait_for_event("refused", "FailedMount", &["policy.denied"]); // the new policy holds
-        let published = publishes(cluster);
-        eventually(
-            "two republishes",
-            || (publishes(cluster) >= published + 2.0).then_some(()),
-            || plugin::told(cluster),
-        );
+        wait_for_publishes(cluster, 2.0);
         assert_eq!(namespace.word("keeps"), "first");
         assert_eq!(cluster.mounts_of(&uid).len(), 1);
     }
@@ -132,12 +124,11 @@ fn a_first_mount_beyond_the_nodes_limit_is_tried_again_and_never_empty() {
 fn a_store_that_is_not_there_yet_is_tried_again_and_never_empty() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "store");
-    let store = cluster.node("/var/lib/secretfs/store");
-    let aside = cluster.node("/var/lib/secretfs/aside");
-    std::fs::rename(&store, &aside).unwrap();
-    namespace.create(&Pod::new("store", &namespace));
-    namespace.wait_for_event("store", "FailedMount", &["store."]);
-    std::fs::rename(&aside, &store).unwrap();
+    {
+        let _away = plugin::StoreAway::from(cluster);
+        namespace.create(&Pod::new("store", &namespace));
+        namespace.wait_for_event("store", "FailedMount", &["store."]);
+    }
     namespace.wait_running("store");
 }
 
@@ -168,14 +159,15 @@ fn without_propagation_nothing_is_mounted_where_no_pod_would_see_it() {
     namespace.wait_running("private");
 }
 
-/// What the kubelet fills in, or should.
-const KEYS: [&str; 6] = [
-    "pod.name",
-    "pod.namespace",
-    "pod.uid",
-    "serviceAccount.name",
-    "serviceAccount.tokens",
-    "ephemeral",
+/// What the kubelet fills in, or should; what a pod's author writes there, and the code of the refusal.
+#[rustfmt::skip]
+const KEYS: [(&str, &str, &str); 6] = [
+    ("pod.name", "other", "policy.denied"),
+    ("pod.namespace", "other", "policy.denied"),
+    ("pod.uid", "other", "policy.denied"),
+    ("serviceAccount.name", "default", "policy.denied"),
+    ("serviceAccount.tokens", r#"{\"x\": {\"token\": \"a.b.c\"}}"#, "identity.forged"),
+    ("ephemeral", "false", "policy.denied"),
 ];
 
 #[test]
@@ -183,25 +175,12 @@ fn what_a_pod_plants_among_the_kubelets_words_gains_it_nothing() {
     let (cluster, _turn) = cluster::beside_others();
     let namespace = Namespace::new(cluster, "plants");
     namespace.kubectl(&["create", "serviceaccount", "stranger"]);
-    for key in KEYS {
+    for (key, value, code) in KEYS {
         let mut pod = Pod::new(&key.to_lowercase().replace('.', "-"), &namespace);
         pod.spec = "serviceAccountName: stranger\n".to_owned();
-        pod.attributes = format!(
-            "csi.storage.k8s.io/{key}: \"{}\"\n",
-            match key {
-                "serviceAccount.name" => "default",
-                "ephemeral" => "false",
-                "serviceAccount.tokens" => "{\\\"x\\\": {\\\"token\\\": \\\"a.b.c\\\"}}",
-                _ => "other",
-            }
-        );
+        pod.attributes = format!("csi.storage.k8s.io/{key}: \"{value}\"\n");
         namespace.create(&pod);
-        let word = if key == "serviceAccount.tokens" {
-            "identity.forged"
-        } else {
-            "policy.denied"
-        };
-        namespace.wait_for_event(&pod.name, "FailedMount", &[word]);
+        namespace.wait_for_event(&pod.name, "FailedMount", &[code]);
     }
 }
 

@@ -86,15 +86,7 @@ impl Cluster {
 
     /// `kubectl`, and whatever came of it.
     pub fn try_kubectl(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(self.get("KUBECTL"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // it may not want it
-        child.wait_with_output().unwrap()
+        fed(Command::new(self.get("KUBECTL")).args(arguments), input)
     }
 
     /// What `kubectl` printed. It must work.
@@ -163,6 +155,30 @@ impl Cluster {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// Runs it with this on its standard input.
+fn fed(command: &mut Command, input: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // it may not want it
+    child.wait_with_output().unwrap()
+}
+
+/// Directories in `/proc` of the processes that are in a control group whose name holds this.
+fn processes(group: &str) -> impl Iterator<Item = PathBuf> {
+    let all = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path());
+    all.filter(move |process| {
+        let groups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+        groups.contains(group)
+    })
 }
 
 /// Waits until there is an answer. Says what it waited for, and what `or_else` has to say, when there is none.

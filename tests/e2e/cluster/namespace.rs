@@ -220,6 +220,19 @@ impl<'c> Namespace<'c> {
         self.exec(pod, &["cat", "/secrets/word"])
     }
 
+    /// Inode and times of its file, and of `..data`: the same as long as nobody has touched anything.
+    #[track_caller]
+    pub fn look(&self, pod: &str) -> String {
+        let script = "stat -c '%n %i %Y %Z' /secrets/..data /secrets/word; stat -Lc '%i %Y %Z' /secrets/word";
+        self.exec(pod, &["sh", "-c", script])
+    }
+
+    /// How often its container has been started again.
+    pub fn restarts(&self, pod: &str) -> Option<u64> {
+        let pod = self.pod(pod)?;
+        pod["status"]["containerStatuses"][0]["restartCount"].as_u64()
+    }
+
     /// Until its container reads this.
     #[track_caller]
     pub fn wait_for_word(&self, pod: &str, word: &str) {

@@ -1,13 +1,12 @@
 //! The plugin: installed as `docs/install.md` says, asked, killed.
 
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
-use super::{Cluster, IMAGE, eventually};
+use super::{Cluster, IMAGE, eventually, fed, processes};
+
+/// The store of the node, on it.
+const STORE: &str = "/var/lib/secretfs/store";
+const AWAY: &str = "/var/lib/secretfs/away";
 
 /// What the bed changes of the manifests: where the image is, and who may read what.
 const OVERLAY: &str = r#"apiVersion: kustomize.config.k8s.io/v1beta1
@@ -40,7 +39,7 @@ pub fn install(cluster: &Cluster) {
     let program = std::env::var("SECRETFS_E2E_PROGRAM").expect("run tests/e2e/run");
     cluster.bed("image", &[IMAGE, &program]);
     fs::create_dir_all(cluster.node("/var/lib/secretfs")).unwrap();
-    if !cluster.node("/var/lib/secretfs/store").exists() {
+    if !cluster.node(STORE).exists() {
         store(cluster, &["init"], "");
     }
     apply(cluster, CONFIG);
@@ -191,11 +190,15 @@ pub fn wait_for_config(cluster: &Cluster) {
 pub fn pid(cluster: &Cluster) -> Option<i32> {
     let groups = Path::new(cluster.get("BED_CGROUPS").split(':').next()?);
     let bed = groups.file_name()?.to_str()?;
-    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let command = fs::read(entry.path().join("cmdline")).ok()?;
-        let groups = fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        (command.starts_with(b"/secretfs\0node\0") && groups.contains(bed)).then_some(pid)
+    processes(bed).find_map(|process| {
+        let command = fs::read(process.join("cmdline")).ok()?;
+        let is_ours = command.starts_with(b"/secretfs\0node\0");
+        process
+            .file_name()?
+            .to_str()?
+            .parse()
+            .ok()
+            .filter(|_| is_ours)
     })
 }
 
@@ -231,24 +234,35 @@ pub fn wait_for_another(cluster: &Cluster, before: i32) {
     wait_until_ready(cluster);
 }
 
+/// The node's store is elsewhere, as long as this lives.
+pub struct StoreAway<'c>(&'c Cluster);
+
+impl<'c> StoreAway<'c> {
+    pub fn from(cluster: &'c Cluster) -> Self {
+        fs::rename(cluster.node(STORE), cluster.node(AWAY)).unwrap();
+        Self(cluster)
+    }
+}
+
+impl Drop for StoreAway<'_> {
+    fn drop(&mut self) {
+        fs::rename(self.0.node(AWAY), self.0.node(STORE)).unwrap();
+    }
+}
+
 /// `secretfs store ...` on the node's store.
 #[track_caller]
 pub fn store(cluster: &Cluster, arguments: &[&str], input: &str) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_secretfs"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secretfs"));
+    command
         .arg("store")
         .args(arguments)
-        .env("SECRETFS_STORE", cluster.node("/var/lib/secretfs/store"))
+        .env("SECRETFS_STORE", cluster.node(STORE))
         .env(
             "SECRETFS_IDENTITY",
             cluster.node("/var/lib/secretfs/identity.age"),
-        )
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let output = child.wait_with_output().unwrap();
+        );
+    let output = fed(&mut command, input);
     assert!(
         output.status.success(),
         "secretfs store {arguments:?}: {}",

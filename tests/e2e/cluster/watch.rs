@@ -1,8 +1,10 @@
 //! Watches a volume as a program in the container does: on the container's own mount.
 
-use std::{ffi::OsString, fs, io::ErrorKind, path::PathBuf};
+use std::{ffi::OsString, io::ErrorKind, path::PathBuf};
 
 use inotify::{EventMask, Inotify, WatchMask};
+
+use super::processes;
 
 /// What is told of a pod's `/secrets`, and of the generation that is there at the beginning. Reads are not.
 pub struct Watch {
@@ -45,16 +47,10 @@ impl Watch {
     }
 }
 
-/// The root directory of a container of this pod: its first process's that runs a shell or sleeps.
+/// The root directory of a container of this pod.
 #[track_caller]
 fn root(uid: &str) -> PathBuf {
-    let processes = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.path());
-    let mut of_pod = processes.filter(|process| {
-        let groups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-        groups.contains(uid) && process.join("root/secrets").is_dir()
-    });
-    of_pod.next().expect("a process of the pod").join("root")
+    let mut roots = processes(uid).map(|process| process.join("root"));
+    let found = roots.find(|root| root.join("secrets").is_dir());
+    found.expect("a process of the pod")
 }
