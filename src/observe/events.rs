@@ -1,7 +1,7 @@
 //! Kubernetes Events about pods: the only words of ours that a pod's author sees once its volume is mounted.
 //!
-//! An [`Event`] is handed over and forgotten: nobody waits for the API server. A [`Sieve`] decides, without I/O, which are worth writing: each
-//! once in ten minutes, and all together about one a second, so that a storm of failing volumes costs the API server little. What is
+//! An [`Event`] is handed over and forgotten: nobody waits for the API server. A [`Sieve`] decides, without I/O, which are worth writing: one of a pod
+//! and reason in ten minutes, and all together about one a second, so that a storm of failing volumes costs the API server little. What is
 //! not written is counted ([`Counts`]); the volume has logged it anyway. `kube::reports` writes.
 
 use std::{
@@ -44,7 +44,7 @@ impl Counts {
         self.written.load(Relaxed)
     }
 
-    /// Not written, because the same one had been a short time before.
+    /// Not written, because one for the same reason had been a short time before.
     pub fn repeated(&self) -> u64 {
         self.repeated.load(Relaxed)
     }
@@ -129,7 +129,7 @@ pub enum Verdict {
 #[derive(Default)]
 pub struct Sieve {
     hasher: RandomState,
-    /// By hash of (pod, reason, message): when it was written, and how often it was told since.
+    /// By hash of (pod, reason): when it was written, and how often it was told since.
     written: HashMap<u64, (Mono, u64)>,
     /// When the budget will be whole again; `None`: it is.
     whole_at: Option<Mono>,
@@ -178,9 +178,7 @@ impl Sieve {
     }
 
     fn key(&self, event: &Event) -> u64 {
-        let pod = &event.about;
-        self.hasher
-            .hash_one((&pod.pod_uid, event.reason, &event.message))
+        self.hasher.hash_one((&event.about.pod_uid, event.reason))
     }
 }
 
@@ -215,13 +213,16 @@ mod tests {
     fn the_same_event_is_written_again_after_ten_minutes_with_the_count_of_those_between() {
         let mut sieve = Sieve::default();
         let (a, b) = (event("a", "gone"), event("b", "gone"));
+        let mut denied = event("a", "gone");
+        denied.reason = "SecretAccessDenied";
         for (second, event, expect) in [
             (0, &a, NEW),
             (1, &a, Verdict::Repeated),
-            (1, &b, NEW), // another pod
-            (2, &self::event("a", "down"), NEW),
+            (1, &b, NEW),                                      // another pod
+            (2, &self::event("a", "down"), Verdict::Repeated), // of another volume, or in other words
+            (3, &denied, NEW),
             (599, &a, Verdict::Repeated),
-            (600, &a, Verdict::Write { untold: 2 }),
+            (600, &a, Verdict::Write { untold: 3 }),
             (601, &a, Verdict::Repeated),
             (1_800, &a, NEW), // so late that it is news
         ] {
