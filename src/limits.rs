@@ -75,6 +75,8 @@ pub const HTTP_HEADER: Duration = Duration::from_secs(10);
 pub const HTTP_BODY: Duration = Duration::from_secs(10);
 /// Longest that a connection to the health checks lasts: anybody on the network may open one.
 pub const HTTP_CONNECTION: Duration = Duration::from_secs(20);
+/// How long the node plugin's line at a start waits for the first look at the CSIDriver object. All is served meanwhile.
+pub const NODE_HEARD: Duration = Duration::from_secs(2);
 /// How long the node plugin, told to stop, goes on for the calls in flight. With [`STOP_GRACE`], [`NODE_CLOSE`] and [`AUDIT_FLUSH`] after it, 20 s;
 /// Kubernetes kills after 30.
 pub const NODE_DRAIN: Duration = Duration::from_secs(12);
@@ -190,7 +192,7 @@ pub const KUBE_RETRY_FIRST: Duration = Duration::from_secs(1);
 pub const KUBE_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Kubernetes Events that may wait to be written. More come only when many volumes fail at once; then the first say it.
 pub const EVENTS_WAITING: usize = 256;
-/// Time in which one Event is written once; those between are counted. A volume that fails does so each minute.
+/// Time in which one Event of a pod and reason is written; those between are counted. A volume that fails does so each minute.
 pub const EVENT_REPEAT: Duration = Duration::from_secs(600);
 /// Time between two Events of a node in the long run.
 pub const EVENT_INTERVAL: Duration = Duration::from_secs(1);

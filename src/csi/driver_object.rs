@@ -106,6 +106,8 @@ pub struct Watching {
     pub readiness: Readiness,
     /// Where tokens are, for publishes to be held against.
     pub expect: watch::Sender<Expect>,
+    /// Whether there has been a judgement.
+    pub heard: watch::Sender<bool>,
 }
 
 /// What is known of the object.
@@ -228,6 +230,7 @@ impl Watching {
         let told = judged.as_ref().err().map(ToString::to_string);
         let told = told.unwrap_or_default();
         self.readiness.set(PART, judged.map(drop));
+        self.heard.send_replace(true);
         if state.told.as_ref() == Some(&told) {
             return;
         }

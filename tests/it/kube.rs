@@ -66,6 +66,7 @@ pub struct Rig {
     pub clock: Arc<ManualClock>,
     pub server: ApiServer,
     readiness: Readiness,
+    heard: watch::Sender<bool>,
     expect: watch::Receiver<Expect>,
     audiences: watch::Sender<BTreeSet<String>>,
     dir: TempDir,
@@ -80,6 +81,7 @@ impl Rig {
             server: server(runtime.handle()),
             clock: ManualClock::new(),
             readiness: Readiness::default(),
+            heard: watch::Sender::default(),
             expect: watch::channel(expect()).1,
             audiences: watch::channel(BTreeSet::new()).0,
             dir: tempfile::tempdir().unwrap(),
@@ -105,6 +107,7 @@ impl Rig {
             audiences: self.audiences.subscribe(),
             readiness: self.readiness.clone(),
             expect: sender,
+            heard: self.heard.clone(),
         };
         self.runtime.spawn(watching.start());
     }
@@ -259,10 +262,12 @@ fn not_ready_until_the_object_was_seen() {
         rig.skip(limits::KUBE_RETRY_MAX);
     }
     assert_eq!(rig.code(), "kubernetes.unreachable");
+    assert!(!*rig.heard.borrow());
     rig.asleep(limits::KUBE_RETRY_MAX);
     rig.server.start(); // up, without an object
     rig.skip(limits::KUBE_RETRY_MAX);
     rig.becomes("driver.object");
+    eventually("it has been heard", || *rig.heard.borrow());
     rig.settled();
     rig.server.put(good());
     rig.becomes("");

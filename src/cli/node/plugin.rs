@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     admin::scrape::{Scrape, Scraped},
@@ -23,6 +23,7 @@ use crate::{
     },
     error::Result,
     kube::{Kube, Way, reports::Writer},
+    limits,
     mount::{Root, tmpfs::TmpfsMounter},
     observe::{audit::Audit, events::Events, metrics::Metrics, ready::Readiness},
     policy::Policy,
@@ -41,6 +42,7 @@ pub struct Plugin {
     pub metrics: Metrics,
     pub reloader: Reloader,
     expect: watch::Receiver<Expect>,
+    heard: watch::Receiver<bool>,
     settings: watch::Sender<Arc<Settings>>,
 }
 
@@ -66,6 +68,8 @@ impl Plugin {
             tokens_in: TokensIn::Either,
         });
         let expected = expect.subscribe();
+        let heard = watch::Sender::new(way.is_none());
+        let heard_of = heard.subscribe();
         let mut events = Events::off();
         if let Some(way) = way {
             let kube = Kube::open(&way, clock.clone()).await?;
@@ -85,6 +89,7 @@ impl Plugin {
                 audiences: watch::channel(BTreeSet::new()).1, // no backend of this version names one
                 readiness: readiness.clone(),
                 expect,
+                heard,
             };
             tokio::spawn(watching.start());
         }
@@ -114,8 +119,15 @@ impl Plugin {
             metrics,
             reloader,
             expect: expected,
+            heard: heard_of,
             settings,
         })
+    }
+
+    /// Until the CSIDriver object has been judged; a moment at most, and none where it is not asked for.
+    pub async fn heard(&self) {
+        let mut heard = self.heard.clone();
+        let _ = timeout(limits::NODE_HEARD, heard.wait_for(|heard| *heard)).await;
     }
 
     /// The CSI services.

@@ -24,7 +24,7 @@ use crate::{
 
 /// Serves until a signal ends it.
 ///
-/// 1. Bind all sockets; say that we serve.
+/// 1. Bind all sockets; serve; say so, once the API server has been heard or keeps us waiting.
 /// 2. Serve, and follow the configuration, until SIGTERM or SIGINT.
 /// 3. Stop, while all is still served. A second signal ends it at once.
 ///
@@ -57,6 +57,11 @@ pub async fn serve(
             never = at(http_door, health) => match never {},
         }
     });
+    tokio::select! { // a moment later the line would say more than "not asked yet"
+        ended = &mut serving => return ended,
+        () = plugin.heard() => {}
+        () = signals.ended() => return Ok(()),
+    }
     out.write_all(ready_line(&plugin, restored, &doors).as_bytes())
         .and_then(|()| out.flush())
         .map_err(Error::stdout)?;
