@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     caller::{Caller, Identity},
     error::{Error, Result, codes},
-    spec::{self, Place, Setting, VolumeSpec},
+    spec::{self, Place, Problem, Setting, VolumeSpec},
     volume::{
         AskedSpec, Placing, PublishRequest, Published, Settings, publish::Order, specs::Specs,
         status::Failure, task::Task,
@@ -153,15 +153,22 @@ pub(super) fn parse(
     parsed.map_err(|problems| {
         let first = problems.first();
         let code = first.map_or(&codes::BUG, |first| first.code);
-        let said: Vec<_> = problems
-            .iter()
-            .map(|p| match p.field.as_str() {
-                "" => p.message.clone(), // of the whole text
-                field => format!("{field}: {}", p.message),
-            })
-            .collect();
+        let said: Vec<_> = problems.iter().map(said).collect();
         Error::new(code)
             .object("volumeAttributes.spec")
             .detail(said.join("; "))
     })
+}
+
+/// A problem in one line: the field, if it is not of the whole text; what is wrong; what to write instead.
+fn said(problem: &Problem) -> String {
+    let mut line = match problem.field.as_str() {
+        "" => String::new(),
+        field => format!("{field}: "),
+    };
+    line += &problem.message;
+    if let Some(help) = &problem.help {
+        line += &format!(" ({help})");
+    }
+    line
 }

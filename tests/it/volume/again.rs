@@ -57,6 +57,8 @@ async fn a_text_that_is_no_spec_is_refused_once_and_what_is_served_stays() {
     bed.a.put("db", "one");
     let first = bed.volumes.publish(asked("v", NO_SPEC)).await.unwrap_err();
     assert_eq!(first.error.code().name, "spec.unknown_key");
+    let says = "files[0].form: unknown key `form` in files[0] (did you mean `from`?)";
+    assert!(first.error.to_string().contains(says), "{}", first.error);
     assert!(!first.served && bed.volumes.status().is_empty());
     assert_eq!(bed.told(), [] as [&str; 0], "who asks hears it");
 
