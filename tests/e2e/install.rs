@@ -3,7 +3,8 @@
 use std::fs;
 
 use crate::cluster::{
-    self, eventually,
+    self, Namespace, eventually,
+    namespace::Pod,
     plugin::{self, Restored},
 };
 
@@ -25,6 +26,9 @@ fn the_kubelet_has_confirmed_it_and_it_says_so() {
             .any(|driver| driver["name"] == "csi.secretfs.dev"),
         "{node}"
     );
+    let log = cluster.kubectl(&["-n", "secretfs", "logs", "daemonset/secretfs"]);
+    assert!(log.contains("ready: csi.secretfs.dev on n1, "), "{log}");
+    assert!(!log.contains("not ready"), "{log}");
     assert_eq!(plugin::http(cluster, "/readyz"), "ok\n");
     assert_eq!(plugin::http(cluster, "/healthz"), "ok\n");
     let metrics = plugin::http(cluster, "/metrics");
@@ -57,6 +61,8 @@ enum Symptom {
     Told(&'static str),
     /// `/readyz`.
     NotReady(&'static str),
+    /// What the kubelet says of a pod that waits.
+    Waits(&'static str),
 }
 
 /// A part of the DaemonSet or of the role, and what is seen when it is not there.
@@ -64,6 +70,7 @@ enum Symptom {
 const PARTS: &[(&str, &str, Symptom)] = &[
     ("daemonset", "/spec/template/spec/containers/0/securityContext/privileged", Symptom::Refused("Bidirectional")),
     ("daemonset", "/spec/template/spec/containers/0/volumeMounts/0", Symptom::Told("/config/config.yaml")),
+    ("daemonset", "/spec/template/spec/containers/0/volumeMounts/1", Symptom::Waits("store.missing")),
     ("daemonset", "/spec/template/spec/containers/0/volumeMounts/2", Symptom::Told("/run/secretfs")),
     ("daemonset", "/spec/template/spec/containers/0/volumeMounts/3", Symptom::NotReady("mount.no_propagation")),
     ("daemonset", "/spec/template/spec/containers/0/volumeMounts/4", Symptom::Told("/var/lib/kubelet/plugins")),
@@ -75,6 +82,7 @@ const PARTS: &[(&str, &str, Symptom)] = &[
 #[test]
 fn no_part_of_the_manifests_is_there_for_nothing() {
     let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "parts");
     for (kind, path, symptom) in PARTS {
         let restored = Restored(cluster);
         let patch = format!(r#"[{{"op": "remove", "path": "{path}"}}]"#);
@@ -101,12 +109,24 @@ fn no_part_of_the_manifests_is_there_for_nothing() {
             continue;
         }
         assert!(patched.status.success(), "{said}");
+        if let Symptom::Waits(_) = symptom {
+            // not beside the instance that goes
+            plugin::wait_until_ready(cluster);
+            namespace.create(&Pod::new("waits", &namespace));
+        }
         if *kind == "clusterrole" {
             cluster.kubectl(&["-n", "secretfs", "delete", "pod", &plugin::pod(cluster)]);
         }
         eventually(
             &format!("without {path} it shows"),
             || match symptom {
+                Symptom::Waits(words) => {
+                    let events = namespace.events("waits");
+                    events
+                        .iter()
+                        .any(|(_, text)| text.contains(words))
+                        .then_some(())
+                }
                 Symptom::Told(words) => plugin::logs(cluster).contains(words).then_some(()),
                 Symptom::NotReady(words) => {
                     plugin::not_ready(cluster)?.contains(words).then_some(())

@@ -5,6 +5,7 @@
 //! on an empty one.
 
 mod cluster;
+mod events;
 mod install;
 mod lifecycle;
 mod pods;

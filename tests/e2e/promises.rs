@@ -1,44 +1,13 @@
 //! What the kubelet is told when something is wrong, and what a pod then has: all of its files, or no start.
 
-use crate::cluster::{self, Cluster, Namespace, eventually, namespace::Pod, plugin, watch::Watch};
+use serde_json::json;
 
-/// A configuration that does not stay, also when the test fails.
-struct Configured<'c>(&'c Cluster);
-
-impl<'c> Configured<'c> {
-    fn with(cluster: &'c Cluster, config: &str) -> Self {
-        plugin::apply(cluster, config);
-        Self(cluster)
-    }
-}
-
-impl Drop for Configured<'_> {
-    fn drop(&mut self) {
-        plugin::apply(self.0, plugin::CONFIG);
-    }
-}
-
-/// Publishes that the plugin has answered so far.
-fn publishes(cluster: &Cluster) -> f64 {
-    let metrics = plugin::http(cluster, "/metrics");
-    let lines = metrics.lines().filter(|line| {
-        line.starts_with("secretfs_rpc_duration_seconds_count{method=\"NodePublishVolume\"")
-    });
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum()
-}
-
-/// Until it has answered so many more.
-#[track_caller]
-fn wait_for_publishes(cluster: &Cluster, more: f64) {
-    let before = publishes(cluster);
-    eventually(
-        &format!("{more} publishes"),
-        || (publishes(cluster) >= before + more).then_some(()),
-        || plugin::told(cluster),
-    );
-}
+use crate::cluster::{
+    self, Cluster, Namespace, eventually,
+    namespace::Pod,
+    plugin::{self, Configured, StoreAway, StoreHangs, wait_for_publishes},
+    watch::Watch,
+};
 
 /// Requests by the plugin that change something.
 fn writes(cluster: &Cluster) -> usize {
@@ -80,15 +49,12 @@ fn a_pod_keeps_its_files_when_it_may_no_longer_read_them_or_the_store_is_gone() 
     namespace.run(&Pod::new("keeps", &namespace));
     let uid = namespace.uid("keeps");
     {
-        let _away = plugin::StoreAway::from(cluster);
+        let _away = StoreAway::from(cluster);
         wait_for_publishes(cluster, 2.0);
     }
     assert_eq!(namespace.word("keeps"), "first");
     {
-        let nobody =
-            plugin::CONFIG.replace("serviceAccounts: [default]", "serviceAccounts: [nobody]");
-        let _configured = Configured::with(cluster, &nobody);
-        plugin::wait_for_config(cluster);
+        let _configured = Configured::with(cluster, &plugin::nobody_may());
         let refused = Pod::new("refused", &namespace);
         namespace.create(&refused);
         namespace.wait_for_event("refused", "FailedMount", &["policy.denied"]); // the new policy holds
@@ -99,6 +65,75 @@ fn a_pod_keeps_its_files_when_it_may_no_longer_read_them_or_the_store_is_gone() 
     namespace.wait_running("refused"); // it is allowed again
     namespace.put("a", "second");
     namespace.wait_for_word("keeps", "second");
+}
+
+// A newer version, or another configuration, may refuse a spec that an older one took; also after its restart, when all is read anew.
+#[test]
+fn a_pod_keeps_its_files_when_its_spec_is_no_longer_accepted() {
+    let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "refuses");
+    namespace.run(&Pod::new("stays", &namespace));
+    let uid = namespace.uid("stays");
+    {
+        let other = plugin::CONFIG
+            .replace("store:", "vault:")
+            .replace("kind: vault:", "kind: store");
+        let _configured = Configured::with(cluster, &other);
+        namespace.create(&Pod::new("new", &namespace));
+        namespace.wait_for_event(
+            "new",
+            "FailedMount",
+            &[
+                "InvalidArgument",
+                "spec.unknown_backend",
+                "there are: vault",
+            ],
+        );
+        let before = plugin::kill(cluster);
+        plugin::wait_for_another(cluster, before);
+        wait_for_publishes(cluster, 4.0);
+        assert_eq!(namespace.word("stays"), "first");
+        assert_eq!(cluster.mounts_of(&uid).len(), 1);
+    }
+    namespace.wait_running("new");
+    namespace.put("a", "second");
+    namespace.wait_for_word("stays", "second");
+}
+
+#[test]
+fn a_first_mount_that_takes_too_long_is_tried_again_and_never_empty() {
+    let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "slow");
+    {
+        let _hangs = StoreHangs::from(cluster);
+        namespace.create(&Pod::new("slow", &namespace));
+        namespace.wait_for_event(
+            "slow",
+            "FailedMount",
+            &["DeadlineExceeded", "backend.timeout"],
+        );
+    }
+    namespace.wait_running("slow");
+    assert_eq!(namespace.word("slow"), "first");
+}
+
+#[test]
+fn a_plugin_that_dies_while_it_fetches_leaves_no_pod_on_an_empty_volume() {
+    let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "fetching");
+    let before = {
+        let hangs = StoreHangs::from(cluster);
+        namespace.create(&Pod::new("fetching", &namespace));
+        eventually(
+            "it fetches",
+            || hangs.is_asked().then_some(()),
+            || namespace.told("fetching"),
+        );
+        plugin::kill(cluster)
+    };
+    plugin::wait_for_another(cluster, before);
+    namespace.wait_running("fetching");
+    assert_eq!(namespace.word("fetching"), "first");
 }
 
 // The incumbent answers OK to the call after RESOURCE_EXHAUSTED, without a mount; its pod runs on an empty volume for good.
@@ -112,7 +147,6 @@ fn a_first_mount_beyond_the_nodes_limit_is_tried_again_and_never_empty() {
     );
     {
         let _configured = Configured::with(cluster, &small);
-        plugin::wait_for_config(cluster);
         namespace.create(&Pod::new("limit", &namespace));
         namespace.wait_for_event("limit", "FailedMount", &["ResourceExhausted"]);
     }
@@ -125,7 +159,7 @@ fn a_store_that_is_not_there_yet_is_tried_again_and_never_empty() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "store");
     {
-        let _away = plugin::StoreAway::from(cluster);
+        let _away = StoreAway::from(cluster);
         namespace.create(&Pod::new("store", &namespace));
         namespace.wait_for_event("store", "FailedMount", &["store."]);
     }
@@ -184,40 +218,99 @@ fn what_a_pod_plants_among_the_kubelets_words_gains_it_nothing() {
     }
 }
 
+/// The driver's own object, as `deploy/` has it once this is dropped.
+struct DriverObject<'c> {
+    cluster: &'c Cluster,
+    good: serde_json::Value,
+}
+
+impl<'c> DriverObject<'c> {
+    fn of(cluster: &'c Cluster) -> Self {
+        let mut good = cluster
+            .get_json(&["csidriver", "csi.secretfs.dev"])
+            .unwrap();
+        let meta = good["metadata"].as_object_mut().unwrap();
+        meta.retain(|key, _| ["name", "labels"].contains(&key.as_str()));
+        Self { cluster, good }
+    }
+
+    /// With these fields instead.
+    fn with(&self, fields: &serde_json::Value) {
+        let mut object = self.good.clone();
+        for (key, value) in fields.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        self.cluster
+            .kubectl_with(&["replace", "--force", "-f", "-"], &object.to_string());
+    }
+}
+
+impl Drop for DriverObject<'_> {
+    fn drop(&mut self) {
+        self.with(&json!({}));
+        plugin::wait_until_ready(self.cluster);
+    }
+}
+
 #[test]
 fn under_a_driver_object_that_says_too_little_nobody_is_served() {
     let (cluster, _turn) = cluster::alone();
     let namespace = Namespace::new(cluster, "object");
-    let good = cluster.kubectl(&["get", "csidriver", "csi.secretfs.dev", "-o", "json"]);
-    let mut object: serde_json::Value = serde_json::from_str(&good).unwrap();
-    let meta = object["metadata"].as_object_mut().unwrap();
-    meta.retain(|key, _| ["name", "labels"].contains(&key.as_str()));
-    let good = object.to_string();
     for (field, value) in [
-        ("podInfoOnMount", serde_json::json!(false)),
-        ("requiresRepublish", serde_json::json!(false)),
-        (
-            "volumeLifecycleModes",
-            serde_json::json!(["Persistent", "Ephemeral"]),
-        ),
+        ("podInfoOnMount", json!(false)),
+        ("requiresRepublish", json!(false)),
+        ("volumeLifecycleModes", json!(["Persistent", "Ephemeral"])),
     ] {
-        let mut bad = object.clone();
-        bad["spec"][field] = value;
-        cluster.kubectl_with(&["replace", "--force", "-f", "-"], &bad.to_string());
-        let name = field.to_lowercase();
+        let object = DriverObject::of(cluster);
+        object.with(&json!({field: value}));
         eventually(
             "it is not ready",
             || plugin::not_ready(cluster).filter(|why| why.contains(field)),
             || plugin::told(cluster),
         );
-        let mut pod = Pod::new(&name, &namespace);
-        pod.attributes = format!(
-            "csi.storage.k8s.io/pod.name: {name}\ncsi.storage.k8s.io/pod.namespace: {0}\ncsi.storage.k8s.io/serviceAccount.name: default\ncsi.storage.k8s.io/ephemeral: \"true\"\n",
-            namespace.name
-        );
-        namespace.create(&pod);
-        namespace.wait_for_event(&name, "FailedMount", &["driver.object"]);
-        cluster.kubectl_with(&["replace", "--force", "-f", "-"], &good);
-        plugin::wait_until_ready(cluster);
+        // one that plants each key, and one that plants all
+        let planted = |(key, value, _): &(&str, &str, &str)| {
+            format!("csi.storage.k8s.io/{key}: \"{value}\"\n")
+        };
+        let each = KEYS.iter().map(planted);
+        let all: String = KEYS.iter().map(planted).collect();
+        for (n, attributes) in each.chain([all]).enumerate() {
+            let mut pod = Pod::new(&format!("{}-{n}", field.to_lowercase()), &namespace);
+            pod.attributes = attributes;
+            namespace.create(&pod);
+            namespace.wait_for_event(&pod.name, "FailedMount", &["driver.object"]);
+        }
     }
+}
+
+// Where the kubelet sends tokens it overwrites a planted one, or (1.35 on, if so told) sends its own elsewhere.
+#[test]
+fn a_planted_token_is_never_taken_for_the_kubelets() {
+    let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "tokens");
+    let object = DriverObject::of(cluster);
+    let planted = |name: &str| {
+        let mut pod = Pod::new(name, &namespace);
+        pod.attributes =
+            "csi.storage.k8s.io/serviceAccount.tokens: '{\"x\": {\"token\": \"a.b.c\"}}'\n"
+                .to_owned();
+        pod
+    };
+    namespace.create(&planted("nowhere"));
+    namespace.wait_for_event("nowhere", "FailedMount", &["identity.forged"]);
+    object.with(&json!({"tokenRequests": [{"audience": "x", "expirationSeconds": 600}]}));
+    namespace.run(&Pod::new("true-context", &namespace)); // its claims agree
+    namespace.run(&planted("context"));
+    namespace.wait_running("nowhere");
+    let version = cluster.kubectl(&["get", "--raw", "/version"]);
+    let version: serde_json::Value = serde_json::from_str(&version).unwrap();
+    if version["minor"].as_str().unwrap().parse::<u32>().unwrap() < 35 {
+        return;
+    }
+    object.with(&json!({
+        "tokenRequests": [{"audience": "x", "expirationSeconds": 600}], "serviceAccountTokenInSecrets": true
+    }));
+    namespace.run(&Pod::new("true-secrets", &namespace));
+    namespace.create(&planted("secrets"));
+    namespace.wait_for_event("secrets", "FailedMount", &["identity.forged"]);
 }

@@ -1,12 +1,14 @@
 //! The plugin: installed as `docs/install.md` says, asked, killed.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, process::Command};
 
 use super::{Cluster, IMAGE, eventually, fed, processes};
 
 /// The store of the node, on it.
 const STORE: &str = "/var/lib/secretfs/store";
 const AWAY: &str = "/var/lib/secretfs/away";
+const IDENTITY: &str = "/var/lib/secretfs/identity.age";
+const KEPT: &str = "/var/lib/secretfs/identity.kept";
 
 /// What the bed changes of the manifests: where the image is, and who may read what.
 const OVERLAY: &str = r#"apiVersion: kustomize.config.k8s.io/v1beta1
@@ -186,6 +188,59 @@ pub fn wait_for_config(cluster: &Cluster) {
     );
 }
 
+/// Another configuration, as long as this lives.
+pub struct Configured<'c>(&'c Cluster);
+
+impl<'c> Configured<'c> {
+    /// Changed, and followed.
+    pub fn with(cluster: &'c Cluster, config: &str) -> Self {
+        let configured = Self(cluster);
+        configured.set(config);
+        wait_for_config(cluster);
+        configured
+    }
+
+    fn set(&self, config: &str) {
+        let patch = serde_json::json!({"data": {"config.yaml": config}}).to_string();
+        let map = ["-n", "secretfs", "patch", "configmap", "secretfs"];
+        self.0
+            .kubectl(&[&map[..], &["--type=merge", "-p", &patch]].concat());
+    }
+}
+
+impl Drop for Configured<'_> {
+    fn drop(&mut self) {
+        self.set(CONFIG);
+    }
+}
+
+/// [`CONFIG`], under which nobody's pod may read anything.
+pub fn nobody_may() -> String {
+    CONFIG.replace("serviceAccounts: [default]", "serviceAccounts: [nobody]")
+}
+
+/// Publishes that it has answered so far.
+fn publishes(cluster: &Cluster) -> f64 {
+    let metrics = http(cluster, "/metrics");
+    let lines = metrics.lines().filter(|line| {
+        line.starts_with("secretfs_rpc_duration_seconds_count{method=\"NodePublishVolume\"")
+    });
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+/// Until it has answered so many more.
+#[track_caller]
+pub fn wait_for_publishes(cluster: &Cluster, more: f64) {
+    let before = publishes(cluster);
+    eventually(
+        &format!("{more} publishes"),
+        || (publishes(cluster) >= before + more).then_some(()),
+        || told(cluster),
+    );
+}
+
 /// Its process id, outside; `None` when it does not run.
 pub fn pid(cluster: &Cluster) -> Option<i32> {
     let groups = Path::new(cluster.get("BED_CGROUPS").split(':').next()?);
@@ -250,6 +305,38 @@ impl Drop for StoreAway<'_> {
     }
 }
 
+/// The key of the node's store is a pipe to which nobody writes, as long as this lives: whoever reads the store waits.
+pub struct StoreHangs<'c>(&'c Cluster);
+
+impl<'c> StoreHangs<'c> {
+    pub fn from(cluster: &'c Cluster) -> Self {
+        fs::rename(cluster.node(IDENTITY), cluster.node(KEPT)).unwrap();
+        let made = Command::new("mkfifo").arg(cluster.node(IDENTITY)).status();
+        assert!(made.unwrap().success());
+        Self(cluster)
+    }
+
+    /// Whether somebody waits.
+    pub fn is_asked(&self) -> bool {
+        self.writer().is_some()
+    }
+
+    fn writer(&self) -> Option<fs::File> {
+        // a pipe that opens for writing at once has a reader
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(self.0.node(IDENTITY)).ok()
+    }
+}
+
+impl Drop for StoreHangs<'_> {
+    fn drop(&mut self) {
+        let writer = self.writer();
+        fs::rename(self.0.node(KEPT), self.0.node(IDENTITY)).unwrap();
+        drop(writer); // who waits reads an empty key
+    }
+}
+
 /// `secretfs store ...` on the node's store.
 #[track_caller]
 pub fn store(cluster: &Cluster, arguments: &[&str], input: &str) {
@@ -258,10 +345,7 @@ pub fn store(cluster: &Cluster, arguments: &[&str], input: &str) {
         .arg("store")
         .args(arguments)
         .env("SECRETFS_STORE", cluster.node(STORE))
-        .env(
-            "SECRETFS_IDENTITY",
-            cluster.node("/var/lib/secretfs/identity.age"),
-        );
+        .env("SECRETFS_IDENTITY", cluster.node(IDENTITY));
     let output = fed(&mut command, input);
     assert!(
         output.status.success(),
