@@ -68,9 +68,17 @@ pub struct Terms {
     pub pace: Pace,
     /// It can do without the object: all files that are made of it are optional.
     pub optional: bool,
+    /// What the store confirmed longer ago is not for a volume that comes: its own proof is shown first. `None`: it is, at any age.
+    pub recent: Option<Duration>,
 }
 
 impl SourceView {
+    /// Whether there is an answer that a volume which comes at `now` may be given.
+    pub(crate) fn serves(&self, now: Mono, recent: Option<Duration>) -> bool {
+        let is_recent = |longest| self.checked_at.is_some_and(|at| now.since(at) <= longest);
+        !matches!(self.known, Known::Unknown) && recent.is_none_or(is_recent)
+    }
+
     /// Whether a volume would see no difference; when the source will be asked next does not matter to it.
     pub(crate) fn shows_the_same(&self, other: &Self) -> bool {
         self.says_the_same(other)

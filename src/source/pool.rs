@@ -234,8 +234,8 @@ impl Pool {
     }
 
     /// 1. Share what there is: the newcomer is shown it at once.
-    /// 2. Ask if there is nothing, at once: somebody waits. A source that has just failed, or said that there is nothing, is given a
-    ///    second.
+    /// 2. Ask if there is nothing that the newcomer may be given, at once and by his proof: somebody waits. A source that has just failed,
+    ///    or said that there is nothing, is given a second.
     /// 3. The first subscriber claims found leases and starts the watch.
     fn subscribe(
         &mut self,
@@ -258,6 +258,8 @@ impl Pool {
             source.leases.current()
         };
         let applied = before.map_or(shown, |before| before.applied);
+        let serves =
+            !source.unknown() && (before.is_some() || source.view.serves(now, terms.recent));
         let subscriber = Subscriber {
             every,
             tenant: tenant(&caller),
@@ -269,7 +271,7 @@ impl Pool {
         source.subscribers.insert(volume.clone(), subscriber);
         source.view.in_flight = source.busy == Some(Job::Fetch);
         source.news = true; // 1
-        if source.unknown() && source.busy != Some(Job::Fetch) {
+        if !serves && source.busy != Some(Job::Fetch) {
             (source.urgency, source.stale) = (Urgency::Publish, false); // 2
             source.ask_for_newcomer(now);
         }

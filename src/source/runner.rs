@@ -36,7 +36,7 @@ use crate::{
     limits,
     observe::metrics::Metrics,
     path::VolumeId,
-    secret::{Known, Lease, Object, Version},
+    secret::{Lease, Object, Version},
     source::{Effect, Event, SourceKey, SourceView, Terms, bell::Bell, caught::caught, pool::Pool},
     spec::BackendName,
 };
@@ -51,6 +51,8 @@ pub struct Wanted {
     pub pushes: bool,
     /// Whether the volume can do without it.
     pub optional: bool,
+    /// How old a confirmation may be for a volume that comes; see [`Terms::recent`].
+    pub recent: Option<Duration>,
     /// Whom to ask: of the same configuration as the key's `epoch`, for as long as the source lives.
     pub backend: Arc<dyn Backend>,
 }
@@ -285,9 +287,10 @@ impl Runner {
     }
 
     fn knows_all(&self, wanted: &[Wanted]) -> bool {
+        let now = self.clock.now();
         wanted.iter().all(|want| {
             let shown = self.shown.get(&want.key);
-            shown.is_some_and(|shown| !matches!(shown.view.borrow().known, Known::Unknown))
+            shown.is_some_and(|shown| shown.view.borrow().serves(now, want.recent))
         })
     }
 
@@ -304,12 +307,13 @@ impl Runner {
             let terms = Terms {
                 pace: want.backend.pace(),
                 optional: want.optional,
+                recent: want.recent,
             };
             self.backends.entry(name).or_insert(want.backend);
             let shown = self.shown.entry(want.key.clone());
             let shown = shown.or_insert_with(Shown::unknown);
             let meter = self.metrics.backend(&want.key.object.backend);
-            meter.lookup(shown.found_by(&volume));
+            meter.lookup(shown.found_by(&volume, self.clock.now(), want.recent));
             shown.subscribers.insert(volume.clone(), wake.clone());
             views.push(shown.view.subscribe());
             self.on(Event::Subscribe {

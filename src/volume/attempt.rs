@@ -8,6 +8,7 @@ use crate::{
     clock::Mono,
     error::{Code, Error, Result, codes},
     render::Known,
+    source::SourceView,
     spec::ObjectRef,
     volume::{
         Published, Refused,
@@ -32,20 +33,18 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// `None`: wait. A source that fails while nothing is known of it fails the publish; one that had failed before and is
-    /// being asked again does not yet.
+    /// `None`: wait. A source that fails while nothing is known of it that we may be given fails the publish; one that had failed before
+    /// and is being asked again does not yet.
     pub fn outcome(&self, now: Mono) -> Option<Result<Vec<Known>>> {
         let mut waiting = None;
         for source in &self.sources {
             let view = source.view.borrow();
-            match (&view.known, &view.error) {
-                (Known::Unknown, Some(error))
-                    if !view.in_flight || source.has_failed_since(error) =>
-                {
+            match (source.is_unanswered(&view), &view.error) {
+                (true, Some(error)) if !view.in_flight || source.has_failed_since(error) => {
                     return Some(Err((**error).clone()));
                 }
-                (Known::Unknown, _) => waiting = Some(source),
-                (Known::Absent | Known::Object(_), _) => {}
+                (true, _) => waiting = Some(source),
+                (false, _) => {}
             }
         }
         match waiting {
@@ -63,7 +62,7 @@ impl Attempt {
         let denied = |source: &Followed| {
             let view = source.view.borrow();
             let error = view.error.as_deref().filter(|error| is_denial(error))?;
-            let is_unknown = matches!(view.known, Known::Unknown);
+            let is_unknown = source.is_unanswered(&view);
             is_unknown.then(|| (source.key.object.clone(), error.code()))
         };
         self.sources.iter().filter_map(denied).collect()
@@ -79,6 +78,12 @@ impl Attempt {
 }
 
 impl Followed {
+    /// Whether there is nothing yet that this volume may be given.
+    fn is_unanswered(&self, view: &SourceView) -> bool {
+        let is_too_old = self.too_old.is_some() && self.too_old == view.checked_at;
+        matches!(view.known, Known::Unknown) || is_too_old
+    }
+
     fn has_failed_since(&self, error: &Arc<Error>) -> bool {
         let before = self.before.as_ref();
         !before.is_some_and(|before| Arc::ptr_eq(before, error))

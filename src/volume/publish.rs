@@ -1,6 +1,6 @@
 //! The task's half that publishes: compare, look, decide, subscribe, and once the sources have answered, show.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -41,7 +41,7 @@ pub(super) struct Order {
 }
 
 /// The keys of the sources that a volume wants, and whether each is told of changes.
-pub(super) type Keys = Vec<(SourceKey, bool)>;
+pub(super) type Keys = Vec<(SourceKey, bool, Option<Duration>)>;
 
 /// What a publish comes to at once.
 enum Next {
@@ -263,7 +263,7 @@ impl Task {
     pub fn subscription(&self, order: &Order, wanted: Vec<Wanted>) -> (Keys, Subscription) {
         let keys = wanted
             .iter()
-            .map(|want| (want.key.clone(), want.pushes))
+            .map(|want| (want.key.clone(), want.pushes, want.recent))
             .collect();
         let subscription = Subscription {
             volume: self.id.clone(),
@@ -277,12 +277,18 @@ impl Task {
     pub fn followed(&self, keys: Keys, views: Vec<watch::Receiver<SourceView>>) -> Vec<Followed> {
         let before = self.served.as_ref().map(|served| &served.sources);
         let former = |key: &SourceKey| before?.iter().find(|source| source.key == *key);
+        let now = self.shared.clock.now();
         keys.into_iter()
             .zip(views)
-            .map(|((key, pushes), view)| {
-                let before = view.borrow().error.clone();
+            .map(|((key, pushes, recent), view)| {
                 let former = former(&key);
+                let shown = view.borrow();
+                let serves = former.is_some() || shown.serves(now, recent);
+                let too_old = shown.checked_at.filter(|_| !serves);
+                let before = shown.error.clone();
+                drop(shown);
                 Followed {
+                    too_old,
                     delivered: former.and_then(|former| former.delivered.clone()),
                     is_denied: former.is_some_and(|former| former.is_denied),
                     key,

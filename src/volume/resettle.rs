@@ -166,6 +166,7 @@ impl Served {
                         pushes,
                         view,
                         before,
+                        too_old: None,
                     };
                 }
             }

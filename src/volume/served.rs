@@ -37,6 +37,8 @@ pub(super) struct Followed {
     pub view: watch::Receiver<SourceView>,
     /// The error that it showed when we came.
     pub before: Option<Arc<Error>>,
+    /// What the store confirmed then is not for us: it was too long ago when we came.
+    pub too_old: Option<Mono>,
     /// The version whose delivery is on record, and of which epoch of the backend: another store's may have the same name.
     pub delivered: Option<(u64, Version)>,
     /// That it is denied is on record.

@@ -47,7 +47,9 @@ pub(super) fn wanted_each(
         if let (Principal::Node, Identity::Pod(pod)) = (&principal, identity) {
             settings.policy.allows(pod, object)?;
         }
+        let asks_as_itself = principal != Principal::Node;
         Ok(Wanted {
+            recent: every.filter(|_| asks_as_itself),
             key: SourceKey {
                 object: object.clone(),
                 principal,

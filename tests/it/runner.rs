@@ -74,6 +74,7 @@ impl Rig {
             every: Some(Duration::from_secs(60)),
             pushes: true,
             optional: false,
+            recent: None,
             backend: Arc::new(self.store.clone()),
         });
         let subscription = Subscription {

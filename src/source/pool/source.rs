@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::leases::Leases;
 use crate::{
     backend::Fetched,
-    caller::Caller,
+    caller::{Caller, Principal},
     clock::Mono,
     error::{Error, ErrorKind, Result, codes},
     limits,
@@ -102,6 +102,10 @@ pub(super) struct Source {
     pub(super) had: bool,
     /// The age of the proof that it was given.
     pub(super) proof: u64,
+    /// The proof that the store refused last: another goes first.
+    pub(super) refused: Option<u64>,
+    /// The fetch in flight is the second try, after a refusal that does not count yet.
+    pub(super) second_try: bool,
 
     pub(super) watch: Watch,
     pub(super) watch_failures: u32,
@@ -142,6 +146,8 @@ impl Source {
             revoke_pass: Pass::default(),
             had: false,
             proof: 0,
+            refused: None,
+            second_try: false,
             watch: Watch::Off,
             watch_failures: 0,
             waits_for_watch: false,
@@ -165,9 +171,27 @@ impl Source {
         all.min().map(|every| every.max(limits::REFRESH_MIN))
     }
 
-    /// Who asks: the subscriber with the freshest proof.
+    /// Who asks: the subscriber with the freshest proof, of those that were not refused last.
     pub(super) fn freshest(&self) -> Option<&Subscriber> {
-        self.subscribers.values().max_by_key(|one| one.given)
+        let all = self.subscribers.values();
+        all.max_by_key(|one| (self.refused != Some(one.given), one.given))
+    }
+
+    /// Whether a refusal does not count yet: it may be about the token only, which is void once its pod is gone, and another pod of the
+    /// same account has one too. One more request, and only where it begins to fail: a refusal that stays costs no more than before.
+    fn may_be_the_tokens_fault(&mut self, error: &Error) -> bool {
+        let is_refusal = matches!(
+            error.kind(),
+            ErrorKind::Unauthenticated | ErrorKind::PermissionDenied
+        );
+        if !is_refusal || !matches!(self.key.principal, Principal::ServiceAccount { .. }) {
+            return false;
+        }
+        self.refused = Some(self.proof);
+        let others = self.freshest().is_some_and(|one| one.given != self.proof);
+        let is_first = self.failures == 0 && !std::mem::take(&mut self.second_try);
+        self.second_try = others && is_first;
+        self.second_try
     }
 
     pub(super) fn unknown(&self) -> bool {
@@ -309,7 +333,7 @@ impl Source {
     /// The store answered that this is current.
     fn confirmed(&mut self, now: Mono) {
         self.round = self.round.wrapping_add(1);
-        (self.failures, self.stale) = (0, false);
+        (self.failures, self.stale, self.second_try) = (0, false, false);
         self.view.checked_at = Some(now);
         (self.view.error, self.view.failing_since) = (None, None);
         if matches!(self.watch, Watch::On(since) if now.since(since) > limits::RETRY_FIRST) {
@@ -351,7 +375,13 @@ impl Source {
     fn failed(&mut self, now: Mono, error: Error) {
         self.round = self.round.wrapping_add(1);
         let again = std::mem::take(&mut self.again);
-        if *error.code() == codes::IDENTITY_TOKEN_STALE {
+        let is_stale = *error.code() == codes::IDENTITY_TOKEN_STALE;
+        if !is_stale && self.may_be_the_tokens_fault(&error) {
+            (self.due, self.urgency) = (Some(now), Urgency::Publish);
+            return;
+        }
+        self.second_try = false;
+        if is_stale {
             let newer = self.freshest().is_some_and(|one| one.given > self.proof);
             (self.stale, self.due) = (!newer, newer.then_some(now)); // it may have come meanwhile
         } else {
@@ -380,6 +410,7 @@ impl Source {
     pub(super) fn leave(&mut self, now: Mono) {
         self.view = SourceView::unknown();
         (self.due, self.failures, self.urgency) = (None, 0, Urgency::Refresh);
+        (self.refused, self.second_try) = (None, false);
         if self.busy != Some(Job::Fetch) {
             self.asked_at = None; // the next volume need not wait
         }

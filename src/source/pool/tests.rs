@@ -1,5 +1,6 @@
 //! Single steps of the pool. Whole days are in `tests/it/pool`.
 
+mod proofs;
 mod terms;
 
 use super::*;

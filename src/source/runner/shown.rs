@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::{oneshot, watch};
 
 use super::{Message, Sources};
 use crate::{
+    clock::Mono,
     observe::metrics::Lookup,
     path::VolumeId,
     secret::Known,
@@ -49,15 +51,16 @@ impl Shown {
     }
 
     /// How a volume that comes finds it. Who waits for a first answer waits for one request with all others.
-    pub fn found_by(&self, volume: &VolumeId) -> Lookup {
+    pub fn found_by(&self, volume: &VolumeId, now: Mono, recent: Option<Duration>) -> Lookup {
         let view = self.view.borrow();
         let others = || self.subscribers.keys().any(|one| one != volume);
-        match view.known {
-            Known::Object(_) | Known::Absent => Lookup::Hit,
-            Known::Unknown if view.in_flight || (view.error.is_none() && others()) => {
-                Lookup::Shared
-            }
-            Known::Unknown => Lookup::Miss,
+        let is_unknown = matches!(view.known, Known::Unknown);
+        if view.serves(now, recent) {
+            Lookup::Hit
+        } else if view.in_flight || (is_unknown && view.error.is_none() && others()) {
+            Lookup::Shared
+        } else {
+            Lookup::Miss
         }
     }
 }

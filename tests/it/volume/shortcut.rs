@@ -1,10 +1,18 @@
 //! The first publish of a volume whose sources other volumes have: one look, with the mount, and what that look finds.
 
-use secretfs::{error::codes, render::Generation, volume::VolumeState};
+use std::sync::Arc;
+
+use secretfs::{
+    error::codes,
+    policy::{Pattern, Policy, PolicyLine},
+    render::Generation,
+    spec::BackendName,
+    volume::{Settings, VolumeState},
+};
 
 use crate::support::{
     bed::{Bed, Fault, code, spec, target},
-    scripted::What,
+    scripted::{Answer, AskedWho, What},
 };
 
 #[tokio::test(start_paused = true)]
@@ -55,4 +63,59 @@ async fn a_mount_that_comes_and_goes_under_way_is_looked_at_again() {
         assert_eq!(published.generation, Generation(1));
         assert_eq!(bed.read(id, "x").unwrap(), "one");
     }
+}
+
+// What runs keeps what it has. A pod that comes is another matter: for all we know it may no longer read that, and the store cannot be asked.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_comes_is_not_given_what_was_confirmed_longer_ago_than_its_interval() {
+    for (answer, expect) in [
+        (&codes::BACKEND_UNAVAILABLE, "backend.unavailable"),
+        (
+            &codes::BACKEND_PERMISSION_DENIED,
+            "backend.permission_denied",
+        ),
+    ] {
+        let bed = Bed::new();
+        bed.a.put("db", "one");
+        let spec = spec(&["x < a:db"]); // each minute
+        bed.publish("first", &spec).await.unwrap();
+        bed.a.answer("db", Answer::Fail(answer, None));
+        bed.pass(30).await;
+        bed.publish("soon", &spec).await.unwrap();
+        bed.pass(300).await;
+        assert_eq!(code(&bed.publish("late", &spec).await), expect);
+        assert_eq!(bed.read("first", "x").unwrap(), "one");
+        assert!(bed.read("late", "x").is_none(), "nothing of it is mounted");
+        bed.a.answer("db", Answer::Value);
+        bed.pass(60).await;
+        bed.publish("late", &spec).await.unwrap();
+        assert_eq!(bed.read("late", "x").unwrap(), "one");
+    }
+}
+
+// The policy of the node is asked for each pod, whenever it comes; the store would say the same of all.
+#[tokio::test(start_paused = true)]
+async fn where_the_node_asks_the_last_good_value_is_anybodys_whom_the_policy_lets() {
+    let bed = Bed::new();
+    bed.a.put("db", "one");
+    bed.a.when_asked_who(AskedWho::Node);
+    let line = PolicyLine {
+        namespaces: vec!["shop".into()],
+        service_accounts: vec!["*".into()],
+        allow: vec![(
+            BackendName::parse("a").unwrap(),
+            Pattern::parse("**").unwrap(),
+        )],
+    };
+    let settings = bed.settings.borrow().clone();
+    bed.settings.send_replace(Arc::new(Settings {
+        policy: Policy::new(vec![line]),
+        ..(*settings).clone()
+    }));
+    let spec = spec(&["x < a:db"]);
+    bed.publish("first", &spec).await.unwrap();
+    bed.a
+        .answer("db", Answer::Fail(&codes::BACKEND_UNAVAILABLE, None));
+    bed.pass(300).await;
+    bed.publish("late", &spec).await.unwrap();
 }

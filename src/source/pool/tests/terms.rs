@@ -199,3 +199,31 @@ fn while_its_watch_is_down_a_source_says_so_and_when_it_is_looked_at() {
     let said = rig.fetched("y", Ok(Fetched::NotModified));
     assert!(said.view().watch_error.is_none());
 }
+
+// --- what was confirmed long ago is not for a newcomer
+
+#[test]
+fn a_newcomer_asks_by_his_own_proof_where_the_last_answer_is_older_than_his_interval() {
+    let recent = |recent| Terms {
+        recent,
+        ..Terms::default()
+    };
+    for (terms, age, expect) in [
+        (recent(None), 3_000.0, vec![]),
+        (recent(Some(MINUTE)), 59.0, vec![]),
+        (recent(Some(MINUTE)), 61.0, vec!["fetch x Publish again"]),
+    ] {
+        let mut rig = Rig::new();
+        rig.subscribe("a", "x", None);
+        rig.fetched("x", object("1", None));
+        (rig.now, rig.terms) = (rig.now + age, terms);
+        let said = rig.subscribe("b", "x", Some(MINUTE * 60));
+        assert_eq!(said.words(), expect, "{age}");
+        let is_known = matches!(said.view().known, Known::Object(_));
+        assert!(is_known, "what others have stays theirs");
+        // who had it before is no newcomer
+        if expect.is_empty() {
+            assert!(rig.subscribe("a", "x", None).words().is_empty());
+        }
+    }
+}
