@@ -10,3 +10,4 @@ mod install;
 mod lifecycle;
 mod pods;
 mod promises;
+mod vault;

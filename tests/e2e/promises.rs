@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::cluster::{
     self, Cluster, Namespace, eventually,
     namespace::Pod,
-    plugin::{self, Configured, StoreAway, StoreHangs, wait_for_publishes},
+    plugin::{self, Configured, DriverObject, StoreAway, StoreHangs, wait_for_publishes},
     watch::Watch,
 };
 
@@ -215,40 +215,6 @@ fn what_a_pod_plants_among_the_kubelets_words_gains_it_nothing() {
         pod.attributes = format!("csi.storage.k8s.io/{key}: \"{value}\"\n");
         namespace.create(&pod);
         namespace.wait_for_event(&pod.name, "FailedMount", &[code]);
-    }
-}
-
-/// The driver's own object, as `deploy/` has it once this is dropped.
-struct DriverObject<'c> {
-    cluster: &'c Cluster,
-    good: serde_json::Value,
-}
-
-impl<'c> DriverObject<'c> {
-    fn of(cluster: &'c Cluster) -> Self {
-        let mut good = cluster
-            .get_json(&["csidriver", "csi.secretfs.dev"])
-            .unwrap();
-        let meta = good["metadata"].as_object_mut().unwrap();
-        meta.retain(|key, _| ["name", "labels"].contains(&key.as_str()));
-        Self { cluster, good }
-    }
-
-    /// With these fields instead.
-    fn with(&self, fields: &serde_json::Value) {
-        let mut object = self.good.clone();
-        for (key, value) in fields.as_object().unwrap() {
-            object["spec"][key] = value.clone();
-        }
-        self.cluster
-            .kubectl_with(&["replace", "--force", "-f", "-"], &object.to_string());
-    }
-}
-
-impl Drop for DriverObject<'_> {
-    fn drop(&mut self) {
-        self.with(&json!({}));
-        plugin::wait_until_ready(self.cluster);
     }
 }
 

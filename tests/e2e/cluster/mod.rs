@@ -1,5 +1,6 @@
 //! The cluster, with the plugin installed by `deploy/`, as tests see it.
 
+pub mod bao;
 pub mod namespace;
 pub mod plugin;
 pub mod watch;

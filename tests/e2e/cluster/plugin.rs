@@ -305,6 +305,40 @@ impl Drop for StoreAway<'_> {
     }
 }
 
+/// The driver's own object, as `deploy/` has it once this is dropped.
+pub struct DriverObject<'c> {
+    cluster: &'c Cluster,
+    good: serde_json::Value,
+}
+
+impl<'c> DriverObject<'c> {
+    pub fn of(cluster: &'c Cluster) -> Self {
+        let mut good = cluster
+            .get_json(&["csidriver", "csi.secretfs.dev"])
+            .unwrap();
+        let meta = good["metadata"].as_object_mut().unwrap();
+        meta.retain(|key, _| ["name", "labels"].contains(&key.as_str()));
+        Self { cluster, good }
+    }
+
+    /// With these fields instead.
+    pub fn with(&self, fields: &serde_json::Value) {
+        let mut object = self.good.clone();
+        for (key, value) in fields.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        self.cluster
+            .kubectl_with(&["replace", "--force", "-f", "-"], &object.to_string());
+    }
+}
+
+impl Drop for DriverObject<'_> {
+    fn drop(&mut self) {
+        self.with(&serde_json::json!({}));
+        wait_until_ready(self.cluster);
+    }
+}
+
 /// The key of the node's store is a pipe to which nobody writes, as long as this lives: whoever reads the store waits.
 pub struct StoreHangs<'c>(&'c Cluster);
 
