@@ -50,6 +50,8 @@ pub struct Env {
     pub kubeconfig: Option<PathBuf>,
     /// `NO_COLOR` is set.
     pub no_color: bool,
+    /// `PATH`: where programs are looked for.
+    pub path: std::ffi::OsString,
 }
 
 impl Env {
@@ -79,7 +81,17 @@ impl Env {
                 .zip(text("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok())),
             kubeconfig: path("KUBECONFIG"),
             no_color: var("NO_COLOR").is_some(),
+            path: var("PATH").unwrap_or_default(),
         }
+    }
+
+    /// Those of the process's variables that have one of these names, as they are: for a program that `exec` starts with no others.
+    pub fn some<'n>(
+        names: &'n [String],
+    ) -> impl Iterator<Item = (&'n String, std::ffi::OsString)> + 'n {
+        names
+            .iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)))
     }
 
     /// Where the store is: `flag`, else SECRETFS_STORE, else below the data directory.

@@ -162,6 +162,15 @@ pub mod codes {
         KUBERNETES_UNREACHABLE = "kubernetes.unreachable" Unavailable "The API server cannot be asked." "Check the service account's token and permissions, or set `kubernetes: off` where there is none.";
         CONFIG_FIXED_KEY = "config.fixed_key" InvalidSpec "A key of the configuration cannot change while the node plugin runs." "Restart the plugin, or undo the change.";
         AUDIT_UNAVAILABLE = "audit.unavailable" Unavailable "The audit log cannot be written, and `onFailure: deny` lets nothing be delivered without it." "Make room for the log, or start what reads it; then it is tried again.";
+        // exec
+        EXEC_BAD_NAME = "exec.bad_name" InvalidSpec "A file's path does not make a variable's name." "Name the file with --env NAME=PATH, give a --prefix, or give it another path.";
+        EXEC_NAME_CONFLICT = "exec.name_conflict" InvalidSpec "Two files make the same variable." "Name the files that the program needs with --env NAME=PATH.";
+        EXEC_BAD_VALUE = "exec.bad_value" InvalidSpec "A value holds a NUL byte, which no variable can." "Encode it in the store or the spec, or let the program read the file.";
+        EXEC_TOO_LARGE = "exec.too_large" Exhausted "The kernel does not take a variable, or an environment, as large as this." "Let the program read the file, or pass fewer files with --env NAME=PATH.";
+        EXEC_NO_FILE = "exec.no_file" SecretNotFound "The directory or volume has no such file." "Mend --env or --from, and see that the volume is mounted.";
+        EXEC_UNSETTLED = "exec.unsettled" Unavailable "The directory changed each time that it was read." "Try again.";
+        EXEC_NOT_FOUND = "exec.not_found" InvalidSpec "There is no such program." "Check its name, and PATH; a script's interpreter counts, too.";
+        EXEC_CANNOT_RUN = "exec.cannot_run" Node "The program is there and cannot be run." "Check its permissions, and what it was built for.";
         BUG = "bug" Bug "An internal rule of secretfs was broken." "Report it.";
     }
 }

@@ -22,6 +22,8 @@ pub const SELINUX_BYTES: usize = 255;
 pub const BYTES_PER_FILE: u64 = 1 << 20;
 /// Bytes of all files of one volume, by default (`limits.bytesPerVolume`).
 pub const BYTES_PER_VOLUME: u64 = 4 << 20;
+/// Files that `exec --from` reads: far above any volume, so that a wrong directory (`/`) ends.
+pub const EXEC_FILES: usize = 4096;
 /// Files of one volume, by default (`limits.filesPerVolume`). Each costs an inode in each of three generations.
 pub const FILES_PER_VOLUME: u32 = 256;
 /// Bytes of a spec's text. The API server's own limit for an object is 1.5 MiB; a spec is a page.

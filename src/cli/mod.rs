@@ -22,6 +22,7 @@ use crate::{
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod exec;
 pub mod hook;
 pub mod load;
 pub mod mount;
@@ -73,6 +74,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Mounts a volume and keeps it current
     Mount(mount::MountArgs),
+    /// Runs a program with secrets in its environment, or in a mount that only it sees
+    Exec(exec::ExecArgs),
     /// Runs the CSI node plugin: serves the volumes of a node's pods
     Node(node::NodeArgs),
     /// Asks the stores now
@@ -107,6 +110,10 @@ fn run(cli: Cli) -> ExitCode {
     let level = cli.log_level.or_else(|| chosen(env.log_level.as_deref()));
     log::start(level, format);
     seccomp::tell_as_json(format == log::Format::Json);
+    let code_of: fn(&Error) -> u8 = match &cli.command {
+        Command::Exec(_) => exec::exit_code,
+        _ => |error| exit_code(error.kind()),
+    };
     let ended =
         prepare(&cli.command).and_then(|()| dispatch(cli.command, &env, &mut std::io::stdout()));
     log::tell_rest();
@@ -116,7 +123,7 @@ fn run(cli: Cli) -> ExitCode {
             if error.code() != &codes::STDOUT_CLOSED {
                 eprint!("{}", explain(&error, format)); // who closed it has seen enough
             }
-            ExitCode::from(exit_code(error.kind()))
+            ExitCode::from(code_of(&error))
         }
     }
 }
@@ -126,10 +133,10 @@ fn chosen<T: ValueEnum>(text: Option<&str>) -> Option<T> {
     text.and_then(|text| T::from_str(text, true).ok())
 }
 
-/// What comes before all else (design decision 14). The demo seals itself, after it has made its namespace.
+/// What comes before all else (design decision 14). Those that make a namespace seal themselves after that.
 fn prepare(command: &Command) -> Result<()> {
     log::hide_panics();
-    if matches!(command, Command::Demo(_)) {
+    if matches!(command, Command::Demo(_) | Command::Exec(_)) {
         Ok(())
     } else {
         seal()
@@ -161,6 +168,7 @@ fn dispatch(command: Command, env: &Env, out: &mut dyn Write) -> Result<ExitCode
         }
         Command::Check(args) => return check(&args, env),
         Command::Mount(args) => return mount::run(&args, env, out),
+        Command::Exec(args) => return exec::run(&args, env),
         Command::Node(args) => return node::run(&args, env, out),
         Command::Refresh(args) => runtime()?.block_on(status::refresh(&args, env, out))?,
         Command::Status(args) => runtime()?.block_on(status::status(&args, env, out))?,
@@ -198,6 +206,18 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
                 .step("start the runtime")
                 .source(error)
         })
+}
+
+/// No namespace can be made.
+fn no_namespace(error: std::io::Error) -> Error {
+    Error::new(&codes::NODE_NAMESPACE)
+        .detail(
+            "this user may not make a user namespace; run this as root, or allow it with \
+             `sysctl kernel.unprivileged_userns_clone=1` (Debian), \
+             `sysctl kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu) or \
+             `sysctl user.max_user_namespaces=1000`; in a container, with `--privileged`",
+        )
+        .source(error)
 }
 
 /// What is wrong, what to do about it, and the code to look up; in a JSON log one object more.

@@ -189,7 +189,7 @@ fn ready_descriptor(number: RawFd) -> Result<OwnedFd> {
 }
 
 /// TARGET without symbolic links, so that one directory is one target.
-fn target(path: &Path) -> Result<TargetPath> {
+pub fn target(path: &Path) -> Result<TargetPath> {
     let missing = || Error::new(&codes::MOUNT_NO_TARGET).object(path.display());
     let real = path
         .canonicalize()

@@ -505,7 +505,7 @@ impl Reader<'_> {
 }
 
 /// `1h30m`, `60s`, `5m`: whole numbers with units, the larger unit first.
-fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0u64;
     let mut last = u64::MAX;

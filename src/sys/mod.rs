@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod alloc;
+pub mod child;
 pub mod file;
 pub mod fs;
 pub mod inotify;

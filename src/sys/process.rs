@@ -25,12 +25,25 @@ use rustix::{
 /// # Errors
 /// EPERM where the system forbids user namespaces to ordinary users; ENOSPC where it limits their number.
 pub fn enter_user_namespace() -> io::Result<()> {
+    enter_user_namespace_as((0, 0))
+}
+
+/// As [`enter_user_namespace`], but user and group have the same numbers inside as outside. We may mount there until we execute a
+/// program; the program has no capability, unless we are root.
+///
+/// # Errors
+/// As there.
+pub fn enter_user_namespace_as_oneself() -> io::Result<()> {
+    enter_user_namespace_as((geteuid().as_raw(), getegid().as_raw()))
+}
+
+fn enter_user_namespace_as(inside: (u32, u32)) -> io::Result<()> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     // SAFETY: neither flag touches descriptors or memory that other code relies on; a new mount namespace begins as a copy.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)? };
     fs::write("/proc/self/setgroups", "deny")?; // gid_map is refused without it (user_namespaces(7))
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    fs::write("/proc/self/uid_map", format!("{} {uid} 1", inside.0))?;
+    fs::write("/proc/self/gid_map", format!("{} {gid} 1", inside.1))?;
     make_mounts_private()
 }
 
@@ -67,6 +80,42 @@ pub fn seal() -> io::Result<()> {
         },
     )?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// A limit for core files that a user's program is to have.
+#[derive(Clone, Copy)]
+pub struct CoreLimit(Rlimit);
+
+impl CoreLimit {
+    /// Puts it in force. Only calls that are allowed between fork and exec.
+    ///
+    /// # Errors
+    /// Those of setrlimit; none is expected: [`seal_until_exec`] left the hard limit alone.
+    pub fn restore(self) -> io::Result<()> {
+        Ok(setrlimit(Resource::Core, self.0)?)
+    }
+}
+
+/// As [`seal`], for a process in whose place, or below which, a user's program will run: the hard limit stays, and what was in force is
+/// given back. (That we are not dumpable ends at execve by itself.)
+///
+/// # Errors
+/// As there.
+pub fn seal_until_exec() -> io::Result<CoreLimit> {
+    let before = getrlimit(Resource::Core);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: before.maximum,
+    };
+    setrlimit(Resource::Core, none)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(CoreLimit(before))
+}
+
+/// Whether this user may execute a file.
+pub fn may_execute(path: &std::path::Path) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    path.is_file() && accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
 /// What mounts and their files need (docs/hardening.md has each with what fails without it): to mount; to give a file to its pod's user;

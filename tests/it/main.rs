@@ -34,6 +34,7 @@ mod mount;
 mod mount_events;
 mod torn;
 
+mod exec;
 mod mount_cli;
 mod mount_demo;
 mod node;

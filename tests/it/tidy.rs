@@ -58,6 +58,8 @@ const EXTRA: &[(&str, &str, &str)] = &[
     ("cli", "render::FileSet", "as above"),
     ("cli", "render::FileContent", "as above"),
     ("cli", "mount::tmpfs", "the parts are put together: who mounts"),
+    ("cli", "mount::memory", "the parts are put together: `exec --spec` mounts nowhere"),
+    ("cli", "mount::layout", "`exec --from` reads what others have mounted in that layout"),
     ("cli", "mount::Root", "the parts are put together: where the kubelet's targets lie"),
     ("cli", "mount::mountinfo", "`status` names the mounts that a killed process left"),
     ("cli", "source::pool", "the parts are put together: when sources are asked"),

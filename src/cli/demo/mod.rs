@@ -99,21 +99,11 @@ enum Isolation {
 }
 
 fn isolate() -> Result<Isolation> {
-    let refused = |error: std::io::Error| {
-        Error::new(&codes::NODE_NAMESPACE)
-            .detail(
-                "this user may not make a user namespace; run the demo as root, or allow it with \
-                 `sysctl kernel.unprivileged_userns_clone=1` (Debian), \
-                 `sysctl kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu) or \
-                 `sysctl user.max_user_namespaces=1000`; in a container, with `--privileged`",
-            )
-            .source(error)
-    };
     if process::uid() != 0 || !process::may_mount() {
-        process::enter_user_namespace().map_err(refused)?;
+        process::enter_user_namespace().map_err(super::no_namespace)?;
         return Ok(Isolation::User);
     }
-    process::enter_mount_namespace().map_err(refused)?;
+    process::enter_mount_namespace().map_err(super::no_namespace)?;
     Ok(Isolation::Mount)
 }
 

@@ -233,6 +233,52 @@ fn check_and_mount(bed: &Bed, sinks: &mut Sinks) {
     sinks.run(bed, &["node", "--config", "none.yaml"], "");
 }
 
+/// `exec` from everywhere, with each mistake that is about a value or a name.
+fn exec(bed: &Bed, sinks: &mut Sinks) {
+    bed.write("app.yaml", SPEC);
+    let dir = bed.path("exec");
+    for (name, value) in [
+        ("good/a", CANARY.as_bytes()),
+        ("nul/a", format!("{CANARY}\0").as_bytes()),
+        ("big/a", CANARY.repeat(9000).as_bytes()),
+    ] {
+        fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+        fs::write(dir.join(name), value).unwrap();
+    }
+    fs::create_dir(dir.join("good/..1")).unwrap();
+    fs::rename(dir.join("good/a"), dir.join("good/..1/a")).unwrap();
+    std::os::unix::fs::symlink("..1", dir.join("good/..data")).unwrap();
+    for (from, options, program) in [
+        (&["--from", "exec/good"][..], &[][..], "true"),
+        (&["--from", "exec/good"], &["--restart-on-change"], "true"),
+        (&["--from", "exec/good"], &["--env", "A=b"], "true"),
+        (&["--from", "exec/good"], &["--prefix", "1"], "true"),
+        (&["--from", "exec/good"], &[], "nonesuch"),
+        (&["--from", "exec/good"], &[], "/etc/passwd"),
+        (&["--from", "exec/nul"], &[], "true"),
+        (&["--from", "exec/big"], &[], "true"),
+        (&["--spec", "app.yaml"], &[], "true"),
+        (&["--spec", "app.yaml"], &["--signal", "HUP"], "true"),
+        (&["--spec", "app.yaml"], &["--mount", "target"], "true"),
+        (&["--spec", "app.yaml"], &["--mount", "none"], "true"),
+    ] {
+        sinks.run(
+            bed,
+            &[&["exec"], from, options, &["--", program]].concat(),
+            "",
+        );
+    }
+    // a value where a name belongs: a mistake; its author sees it again, nobody else does
+    for (what, rule) in FAILING {
+        bed.write("app.yaml", &failing_spec(rule));
+        let code = sinks.run(bed, &["exec", "--spec", "app.yaml", "--", "true"], "");
+        assert!(
+            matches!(code, Some(2 | 125)),
+            "{what} was to fail: {code:?}"
+        );
+    }
+}
+
 /// `status`, `refresh`, `version` and the usage of all, where nobody serves and where somebody answers nonsense.
 fn others(bed: &Bed, sinks: &mut Sinks) {
     let nonsense = format!("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{CANARY}\r\n");
@@ -282,6 +328,7 @@ fn others(bed: &Bed, sinks: &mut Sinks) {
 fn every_command_says_nothing_whether_it_works_or_not() {
     let (bed, mut sinks) = bed();
     check_and_mount(&bed, &mut sinks);
+    exec(&bed, &mut sinks);
     store(&bed, &mut sinks);
     others(&bed, &mut sinks);
     sinks.assert_silent();

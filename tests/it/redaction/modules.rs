@@ -21,7 +21,7 @@ pub enum Seen {
 #[rustfmt::skip]
 const HEARD: &[(Seen, &[&str])] = &[
     (Seen::Commands, &[
-        "cli", "cli::check", "cli::client", "cli::load", "cli::status", "cli::store", "cli::version",
+        "cli", "cli::check", "cli::client", "cli::exec", "cli::exec::dir", "cli::exec::program", "cli::exec::supervise", "cli::exec::volume", "cli::load", "cli::status", "cli::store", "cli::version",
         "store", "store::keys", "store::read", "store::rekey", "store::write", "observe::log", "backend::registry",
     ]),
     (Seen::Mount, &[
@@ -46,7 +46,7 @@ const SILENT: &[(&str, &[&str])] = &[
         "volume", "volume::status",
     ]),
     ("parsers: pure, and their callers tell the outcome", &[
-        "config", "config::change", "config::parse", "config::policy", "csi::authority", "csi::context", "csi::context::names", "csi::context::token",
+        "cli::exec::names", "config", "config::change", "config::parse", "config::policy", "csi::authority", "csi::context", "csi::context::names", "csi::context::token",
         "mount::mountinfo", "spec", "spec::canonical", "spec::files", "spec::parse", "spec::places", "spec::problems", "spec::read",
         "spec::reference", "spec::scan", "spec::suggest", "spec::template", "store::document", "store::name", "yaml",
     ]),
@@ -64,7 +64,7 @@ const SILENT: &[(&str, &[&str])] = &[
         "render::template", "store::seal",
     ]),
     ("one system call each; whoever calls tells the outcome", &[
-        "clock", "store::disk", "sys", "sys::alloc", "sys::file", "sys::fs", "sys::inotify", "sys::memory", "sys::mmap",
+        "clock", "store::disk", "sys", "sys::alloc", "sys::child", "sys::file", "sys::fs", "sys::inotify", "sys::memory", "sys::mmap",
         "sys::namespace", "sys::process", "sys::real_fs", "sys::socket", "sys::stack", "sys::statmount", "sys::timer",
     ]),
     ("the demo and what only it uses: it prints each of its steps, and its plugin is a `node`", &[
@@ -77,7 +77,7 @@ const SILENT: &[(&str, &[&str])] = &[
     ]),
     ("holds messages that nobody has read yet, and says nothing of them", &["csi::inlet"]),
     ("the last view of each source, which `source::runner` tells", &["source::runner::shown"]),
-    ("in no command: the memory kind is for tests", &["mount::memory"]),
+    ("holds what `exec --spec` passes on, and says nothing of it", &["mount::memory"]),
     ("what a person sees, which is searched itself", &["cli::status::show", "cli::status::watch", "cli::table"]),
 ];
 

@@ -50,8 +50,17 @@ impl Sinks {
     pub fn run(&mut self, bed: &Bed, args: &[&str], input: &str) -> Option<i32> {
         let mut code = None;
         for format in ["text", "json"] {
-            let mut all = args.to_vec();
-            all.extend(["--log-level", "trace", "--log-format", format]);
+            let (own, program) = args.split_at(
+                args.iter()
+                    .position(|word| *word == "--")
+                    .unwrap_or(args.len()),
+            );
+            let all = [
+                own,
+                &["--log-level", "trace", "--log-format", format],
+                program,
+            ]
+            .concat();
             let output = bed.run(&all, input);
             code = output.status.code();
             self.ended(args, output.status.success());
