@@ -66,6 +66,11 @@ impl Signal {
             .find(|signal| signal.name == name)
     }
 
+    /// Whether whoever started us wanted it to be ignored.
+    pub fn is_ignored(self) -> bool {
+        is_ignored(self.number).unwrap_or_default() // no error is known for the number of a signal
+    }
+
     /// The exit code that tells of an end by this signal.
     pub fn exit_code(self) -> u8 {
         Ended::Signal(self.number).exit_code()
@@ -123,8 +128,8 @@ impl Blocked {
 #[derive(Clone, Copy)]
 pub struct Mask(sigset_t);
 
-/// Blocks the signals that are passed on, and SIGCHLD. What is ignored already stays so, for us and for programs that we start: nohup(1)
-/// and shells with `&` want that.
+/// Blocks the signals that are passed on, and SIGCHLD. One that is ignored comes too, for a program that has a handler for it; it stays
+/// ignored in a program that has none: nohup(1), and shells with `&`, want that.
 ///
 /// Call it before any thread is started.
 ///
@@ -137,10 +142,8 @@ pub fn block() -> io::Result<Blocked> {
     // SAFETY: the call before has initialised it.
     let mut set = unsafe { set.assume_init() };
     for signal in Signal::PASSED_ON {
-        if !is_ignored(signal.number)? {
-            // SAFETY: `set` is initialised, and the number is one of a signal.
-            check(unsafe { libc::sigaddset(&raw mut set, signal.number) })?;
-        }
+        // SAFETY: `set` is initialised, and the number is one of a signal.
+        check(unsafe { libc::sigaddset(&raw mut set, signal.number) })?;
     }
     if is_ignored(libc::SIGCHLD)? {
         // SAFETY: no handler is set, only the default action; without it the kernel would reap children before we can ask.

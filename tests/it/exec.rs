@@ -323,6 +323,15 @@ fn a_directory_is_read_up_to_its_limits() {
     }
 }
 
+/// Sets it when dropped, so that nobody waits for ever after a failure.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A kubelet removes the old generation at once; each of ours has the same number in all its files.
 #[test]
 fn all_variables_are_of_one_generation_however_often_it_changes() {
@@ -350,6 +359,7 @@ fn all_variables_are_of_one_generation_however_often_it_changes() {
                 swaps.store(nth, Ordering::Relaxed);
             }
         });
+        let _stop = Stop(&stop);
         while swaps.load(Ordering::Relaxed) < 100 {
             let output = bed
                 .command(&["exec", "--from", "target", "--only", "--", "/usr/bin/env"])
@@ -358,7 +368,6 @@ fn all_variables_are_of_one_generation_however_often_it_changes() {
             let values: std::collections::BTreeSet<_> = all.values().collect();
             assert_eq!((all.len(), values.len()), (names.len(), 1), "{all:?}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

@@ -255,6 +255,7 @@ async fn unwanted(signals: &mut Signals) -> Result<u8> {
         let heard = signals.next().await.map_err(failed("listen for signals"))?;
         if let Heard::Signal { signal, .. } = heard
             && [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP].contains(&signal)
+            && !signal.is_ignored()
         {
             return Ok(signal.exit_code());
         }

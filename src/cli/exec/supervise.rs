@@ -178,12 +178,12 @@ impl Supervisor<'_> {
     }
 
     fn pass_on(&mut self, signal: Signal, to_us_alone: bool) {
-        tracing::debug!(signal = signal.name, to_us_alone, "a signal");
         let between = matches!(self.phase, Phase::Stopping(..) | Phase::Killed(_));
         // `^C` need not end a program; while we are ending it for another one it means us
-        self.ending |=
-            signal == Signal::TERM || between && [Signal::INT, Signal::QUIT].contains(&signal);
+        self.ending |= signal == Signal::TERM
+            || between && [Signal::INT, Signal::QUIT].contains(&signal) && !signal.is_ignored();
         if to_us_alone {
+            tracing::debug!(signal = signal.name, "a signal is passed on");
             child::send(self.child, signal);
         }
     }

@@ -1,6 +1,9 @@
 //! What happens to the program when the content changes.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use rustix::process::Signal;
 
@@ -9,7 +12,7 @@ use crate::support::{
     canary::{CANARY, found_in},
     memory::search,
     needles::Needles,
-    program::{Bed, Running, eventually},
+    program::{Bed, Running, eventually, program},
 };
 
 const SHOW: &str = "echo $DB_PASSWORD; exec sleep 1000";
@@ -221,11 +224,15 @@ fn the_parent_keeps_no_value_of_a_directory() {
         .take(64)
         .collect();
     volume(&dir, "..1", &[("a", value.as_bytes())]);
-    let running = start(
-        &bed,
-        &["--from", "target", "--restart-on-change"],
-        "echo $$; exec sleep 1000",
-    );
+    let limits = "ulimit -H -c 2048; ulimit -S -c 1024; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", limits, "sh"]).arg(program());
+    command.args(["exec", "--from", "target", "--restart-on-change"]);
+    command.args(["--", "sh", "-c", "echo $$; exec sleep 1000"]);
+    bed.environment(command.current_dir(&bed.dir))
+        .stdout(Stdio::piped());
+    let mut running = bed.spawn(command);
+    running.first_line();
     let mut needles = Needles::default();
     needles.add("the value", value.as_bytes());
     let environ = || fs::read(format!("/proc/{}/environ", running.ready.trim())).unwrap();

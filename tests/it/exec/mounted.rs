@@ -174,3 +174,17 @@ fn it_is_not_taken_over_from_or_by_another_at_the_same_place() {
     );
     assert!(stderr.contains("[mount.no_target]"), "{stderr}");
 }
+
+#[test]
+fn a_program_that_reads_its_files_once_is_started_again() {
+    let bed = bed();
+    let script = "cat target/db/password; echo; exec sleep 1000";
+    let args = ["exec", "--spec", "app.yaml", "--mount", "target"];
+    let more = ["--restart-on-change", "--", "sh", "-c", script];
+    let mut running = bed.start(&[&args[..], &more].concat());
+    assert_eq!(running.ready, "first\n");
+    bed.put("payments/db", &db("second"));
+    assert_eq!(line(&mut running), "second");
+    running.signal(Signal::TERM);
+    assert_eq!(running.ended().code(), Some(143));
+}

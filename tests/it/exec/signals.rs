@@ -47,7 +47,7 @@ fn a_signal_reaches_the_program_and_its_end_is_ours() {
 }
 
 #[test]
-fn what_was_ignored_before_us_is_not_passed_on() {
+fn what_was_ignored_before_us_ends_neither_of_us() {
     let bed = bed();
     let mut command = Command::new("env");
     command
@@ -113,7 +113,11 @@ fn on_a_terminal_one_interrupt_is_one_and_a_stop_stops_both() {
     let script = "n=0; trap 'n=$((n+1)); echo int $n' INT; trap 'echo told $n; kill $!; exit 9' USR1; \
                   echo parent $PPID; sleep 1000 & while :; do wait $!; done";
     bed.write("script", script);
-    let ours = format!("{} {} -- sh script", program().display(), WATCH.join(" "));
+    let ours = format!(
+        "{} {} --log-level debug -- sh script",
+        program().display(),
+        WATCH.join(" ")
+    );
     // a shell with job control, as people have one
     let shell = format!("set -m\n{ours}\necho stopped $?\nfg >/dev/null\necho ended $?\n");
     bed.write("shell", &shell);
@@ -140,16 +144,15 @@ fn on_a_terminal_one_interrupt_is_one_and_a_stop_stops_both() {
         running.ready.clone()
     };
     let said = until("parent ");
-    let parent = said.trim().rsplit(' ').next().unwrap();
+    let parent = said.trim().rsplit("parent ").next().unwrap();
     let parent = Pid::from_raw(parent.parse().unwrap()).unwrap();
     keys.write_all(b"\x03").unwrap();
     until("int 1");
     keys.write_all(b"\x1a").unwrap();
     until("stopped 148"); // 128 and SIGTSTP; then the shell's `fg`
     kill_process(parent, Signal::USR1).unwrap(); // to us alone: passed on
-    let said = until("ended");
-    assert!(
-        said.contains("told 1") && said.contains("ended 9"),
-        "{said}"
-    );
+    let said = until("ended 9");
+    assert!(said.contains("told 1"), "{said}");
+    // a second interrupt may be lost in the first: so what we did counts, too
+    assert_eq!(said.matches("is passed on").count(), 1, "{said}");
 }
