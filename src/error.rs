@@ -107,9 +107,34 @@ pub mod codes {
         BACKEND_THROTTLED = "backend.throttled" Unavailable "The store asks us to slow down." "Nothing: it is asked again later.";
         BACKEND_TIMEOUT = "backend.timeout" Timeout "The store did not answer in time." "Nothing: it is asked again.";
         BACKEND_CORRUPT = "backend.corrupt" Corrupt "The store's answer cannot be understood." "Look at the store.";
+        BACKEND_UNRESOLVED = "backend.unresolved" Unavailable "The name of the store's host has no address." "Mend the `address` in the configuration, or the node's DNS.";
+        BACKEND_PROXY = "backend.proxy" Unavailable "The proxy on the way to the store does not let us through." "Mend `proxy` in the configuration, or allow the store's host there.";
+        BACKEND_TLS = "backend.tls" Unavailable "No TLS connection to the store comes about." "See that the address is one of TLS, 1.2 or later, and that its certificate is one for servers.";
+        BACKEND_TLS_UNKNOWN_CA = "backend.tls_unknown_ca" Unavailable "The store's certificate is of an authority that is not believed." "Name the authority's certificate in `tls.ca`.";
+        BACKEND_TLS_EXPIRED = "backend.tls_expired" Unavailable "The store's certificate has expired, or is not valid yet." "Renew it, and see that the node's clock is right.";
+        BACKEND_TLS_WRONG_NAME = "backend.tls_wrong_name" Unavailable "The store's certificate is for another name." "Use the name of the certificate in `address`, or name it in `tls.serverName`.";
+        BACKEND_TLS_CLIENT = "backend.tls_client" Unauthenticated "The store does not accept our certificate, or wants one." "Mend `tls.certificate` and `tls.key`, or let the store believe their authority.";
+        BACKEND_TLS_FILE = "backend.tls_file" Node "A file that `tls` names cannot be used." "Mend the file that is named; the plugin must be able to read it.";
+        BACKEND_REDIRECTED = "backend.redirected" Unavailable "The store sends us elsewhere, and the configuration does not allow it." "Add the host to `redirectHosts`, or set `address` to the one that answers.";
+        BACKEND_SERVER_ERROR = "backend.server_error" Unavailable "The store failed while it answered." "See the store's own log; it is asked again.";
+        BACKEND_ANSWER_CUT = "backend.answer_cut" Unavailable "The connection ended in the middle of the store's answer." "Nothing: it is asked again. If it goes on, see what is between.";
+        BACKEND_ANSWER_TOO_LARGE = "backend.answer_too_large" Exhausted "The store's answer is larger than any secret may be." "Make the secret smaller, or name another path.";
         BACKEND_CANCELLED = "backend.cancelled" Unavailable "Nobody wants the answer any more." "Nothing.";
         IDENTITY_TOKEN_STALE = "identity.token_stale" Unauthenticated "There is no fresh token for the audience." "Nothing: the kubelet brings one within 90 seconds.";
         POLICY_DENIED = "policy.denied" PermissionDenied "No line of the node's policy allows this." "Add a line to the policy.";
+        // Vault and OpenBao
+        VAULT_SEALED = "vault.sealed" Unavailable "The store is sealed: it has its data and not the key to it." "Unseal it; it is asked again.";
+        VAULT_UNINITIALIZED = "vault.uninitialized" Unavailable "The store was never initialized." "Initialize it (`bao operator init`), or mend `address`.";
+        VAULT_STANDBY = "vault.standby" Unavailable "A standby answers and sends us elsewhere, where the configuration does not let us go." "Add the active server to `redirectHosts`, or set `address` to one that leads to it.";
+        VAULT_NO_LEADER = "vault.no_leader" Unavailable "A standby answers, and it knows of no active server." "Nothing: one is being chosen. If it goes on, see the servers' logs.";
+        VAULT_LOGIN_REFUSED = "vault.login_refused" Unauthenticated "The store refuses the login." "See the login method's role and configuration in the store, and `auth` in ours.";
+        VAULT_LOGIN_FILE = "vault.login_file" Node "A file that the login needs cannot be used." "Mend the file that `auth` names; the plugin must be able to read it.";
+        VAULT_TOKEN_REFUSED = "vault.token_refused" Unauthenticated "The store does not know the token in the token file." "Write a token that lives into the file.";
+        VAULT_WRAPPING = "vault.wrapping" Unauthenticated "The wrapped secret id cannot be unwrapped: it is too old, was opened before, or is something else." "Write a new one into the file. If nobody opened it before, somebody else did: revoke what was in it.";
+        VAULT_PATH_NOT_ALLOWED = "vault.path_not_allowed" PermissionDenied "The backend's `allowedPaths` does not cover the path." "Name a path that it covers, or add one to `allowedPaths`.";
+        VAULT_DELETED = "vault.deleted" SecretNotFound "This version of the secret was deleted; it can be undeleted." "Undelete it, write a new version, or name another one.";
+        VAULT_DESTROYED = "vault.destroyed" SecretNotFound "This version of the secret was destroyed." "Write a new version, or name another one.";
+        VAULT_BAD_REQUEST = "vault.bad_request" InvalidSpec "The store does not understand the request." "See the engine's API for `method` and `data`, and the store's own log for why.";
         // the embedded store
         STORE_MISSING = "store.missing" Node "There is no store at this place." "Make one with `secretfs store init`, or name it with --store.";
         STORE_EXISTS = "store.exists" Conflict "There is a store at this place already." "Use it, or choose another directory.";

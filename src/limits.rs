@@ -133,6 +133,36 @@ pub const LOCAL_TENANT_IN_FLIGHT: u32 = 16;
 /// Longest that the first look at a backend on this machine waits for the watch that goes with it. A look before the watch
 /// has begun would have to be repeated after.
 pub const WATCH_HEAD_START: Duration = Duration::from_millis(100);
+/// Bytes of one answer of a remote store: the largest volume by default, and as much again for its JSON.
+pub const BACKEND_ANSWER_BYTES: usize = 8 << 20;
+/// Bytes of a PEM file of a backend's TLS: a system's list of authorities has a quarter of it.
+pub const BACKEND_PEM_BYTES: u64 = 1 << 20;
+/// Bytes of a file that a login needs: a token, a password, a secret id.
+pub const BACKEND_LOGIN_FILE_BYTES: u64 = 64 << 10;
+/// How long finding the addresses of a store's name may take, unless the configuration says so (`timeouts.resolve`): two tries of the system's resolver.
+pub const BACKEND_RESOLVE: Duration = Duration::from_secs(5);
+/// Lookups of names at once for one backend. Each holds a thread, and with a dead DNS server for many seconds.
+pub const BACKEND_RESOLVERS: usize = 2;
+/// How long connecting may take (`timeouts.connect`): three SYNs.
+pub const BACKEND_CONNECT: Duration = Duration::from_secs(5);
+/// How long the TLS handshake may take (`timeouts.tls`).
+pub const BACKEND_TLS: Duration = Duration::from_secs(5);
+/// How long a store may take for the head of its answer, and again for the rest (`timeouts.answer`); a dynamic secret is made meanwhile.
+pub const BACKEND_ANSWER: Duration = Duration::from_secs(20);
+/// How long a connection that nobody uses is kept: longer than most refresh intervals, so that a quiet node needs no new handshakes.
+pub const BACKEND_IDLE: Duration = Duration::from_secs(90);
+/// Connections that are kept so for one backend.
+pub const BACKEND_IDLE_CONNECTIONS: usize = 8;
+/// Redirects that one request follows: from a standby to the active one, and once more while they change.
+pub const BACKEND_REDIRECTS: usize = 2;
+/// Logins that one backend keeps: more than a node has service accounts. Beyond it the one that ends first goes.
+pub const LOGINS: usize = 1024;
+/// How often a token file is looked at: whoever keeps the token fresh writes it anew.
+pub const LOGIN_FILE_LOOK: Duration = Duration::from_secs(60);
+/// How long it is believed which kind of engine is mounted where in a store.
+pub const MOUNTS_KNOWN_FOR: Duration = Duration::from_secs(600);
+/// Mounts of a store that are known at once, and paths that a backend remembers something of.
+pub const MOUNTS_KNOWN: usize = 1024;
 /// Consecutive failures after which a backend is only probed: one more than bad luck.
 pub const BREAKER_FAILURES: u32 = 5;
 /// Longest wait between two probes of a backend that is down, unless all its sources are asked more rarely.

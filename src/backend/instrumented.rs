@@ -124,6 +124,10 @@ impl Backend for Instrumented {
         result
     }
 
+    fn audience(&self) -> Option<&str> {
+        self.inner.audience()
+    }
+
     fn has_versions(&self) -> bool {
         self.inner.has_versions()
     }

@@ -72,6 +72,10 @@ pub trait Backend: Send + Sync {
     async fn revoke(&self, _cx: &Cx, _lease: &Lease) -> Result<()> {
         Ok(())
     }
+    /// The audience of the kubelet's tokens that it shows to its store: that token is the only one it takes.
+    fn audience(&self) -> Option<&str> {
+        None
+    }
     /// Whether its objects have versions, so that an `@` in a reference means one.
     fn has_versions(&self) -> bool {
         true
@@ -95,6 +99,9 @@ pub trait Backend: Send + Sync {
     }
 }
 
+pub mod http;
 pub mod instrumented;
+pub mod login;
 pub mod registry;
 pub mod store;
+pub mod vault;

@@ -1,6 +1,9 @@
 //! The backends of this node by name, made from its configuration.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     backend::{self, Backend, instrumented::Instrumented},
@@ -15,7 +18,10 @@ use crate::{
 pub type Build = fn(&BackendConfig) -> Result<Arc<dyn Backend>, Vec<Problem>>;
 
 /// Every kind of backend. A new one is a file, a line here, a page in docs and a call of the conformance suite.
-pub static BUILTINS: &[(&str, Build)] = &[("store", backend::store::build)];
+pub static BUILTINS: &[(&str, Build)] = &[
+    ("store", backend::store::build),
+    ("vault", backend::vault::build),
+];
 
 /// All that is wrong with a backend's part of the configuration.
 pub fn problems(config: &BackendConfig) -> Vec<Problem> {
@@ -212,6 +218,13 @@ impl Registry {
             pushes: backend.pushes(object),
             versions: backend.has_versions(),
         })
+    }
+
+    /// The audiences of tokens that backends show to their stores.
+    pub fn audiences(&self) -> BTreeSet<String> {
+        let backends = self.by_name.values().map(|named| &named.backend);
+        let all = backends.filter_map(|backend| backend.audience());
+        all.map(str::to_owned).collect()
     }
 
     /// All names, sorted.

@@ -88,7 +88,7 @@ impl Asked {
         };
         if !object.params.is_empty() {
             return Err(problem(
-                "a store has no `method` and no `data`".into(),
+                "a store has no `method`, no `data` and no `role`".into(),
                 "write the reference as BACKEND:NAME",
             ));
         }

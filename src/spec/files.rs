@@ -21,8 +21,10 @@ pub const KEYS: &[&str] = &[
     "path", "from", "template", "format", "decode", "mode", "optional",
 ];
 /// Keys of a structured `from`.
-pub const FROM_KEYS: &[&str] = &["backend", "path", "version", "method", "data", "field"];
-const SOURCE_KEYS: &[&str] = &["backend", "path", "version", "method", "data"];
+pub const FROM_KEYS: &[&str] = &[
+    "backend", "path", "version", "method", "data", "role", "field",
+];
+const SOURCE_KEYS: &[&str] = &["backend", "path", "version", "method", "data", "role"];
 const DECODES: &[(&str, Decode)] = &[("base64", Decode::Base64), ("hex", Decode::Hex)];
 const FORMATS: &[(&str, Format)] = &[
     ("dotenv", Format::Dotenv),
@@ -307,7 +309,7 @@ impl Reader<'_> {
             .ok()
     }
 
-    /// `method` and `data` as canonical JSON: sorted keys, no spaces. Empty without both.
+    /// `method`, `data` and `role` as canonical JSON: sorted keys, no spaces. Empty without any of them.
     fn params(&mut self, fields: &Fields<'_>) -> Box<str> {
         let mut params = serde_json::Map::new();
         if let Some(node) = fields.value("method") {
@@ -324,6 +326,15 @@ impl Reader<'_> {
             } else {
                 read::wrong_type(node, &fields.field("data"), "a mapping", &mut self.problems);
             }
+        }
+        if let Some(node) = fields.value("role") {
+            let role = self.part(node, &fields.field("role"), |text| {
+                let good =
+                    !text.is_empty() && text.len() <= 128 && !text.contains(char::is_control);
+                good.then(|| text.to_owned())
+                    .ok_or_else(|| "the role is not a name of at most 128 bytes".to_owned())
+            });
+            params.extend(role.map(|role| ("role".to_owned(), role.into())));
         }
         if params.is_empty() {
             return "".into();

@@ -109,7 +109,7 @@ fn every_key_changes_what_it_names() {
 
 #[test]
 fn all_mistakes_are_told_at_once_with_place_and_field() {
-    let text = "drver: x\nhttp: nowhere\nkubeletDir: ../x\naudit: {onFailure: explode}\nbackends:\n  S: {kind: store, path: /a, identity: /b}\n  v: {kind: vault}\n  s: {kind: store, path: rel, identty: /x}\npolicy:\n- {namespaces: [], serviceAccounts: [a], allow: [\"x:y\", z]}\nlimits: {bytesPerFile: 0, volumesPerPod: many}\nendpoint: /x\nlogLevel: verbose\n";
+    let text = "drver: x\nhttp: nowhere\nkubeletDir: ../x\naudit: {onFailure: explode}\nbackends:\n  S: {kind: store, path: /a, identity: /b}\n  v: {kind: vult}\n  s: {kind: store, path: rel, identty: /x}\npolicy:\n- {namespaces: [], serviceAccounts: [a], allow: [\"x:y\", z]}\nlimits: {bytesPerFile: 0, volumesPerPod: many}\nendpoint: /x\nlogLevel: verbose\n";
     let problems = Config::parse(text, &Env::default(), &problems).unwrap_err();
     let seen: Vec<_> = problems.iter().map(|p| (p.at.line, &*p.field)).collect();
     assert_eq!(

@@ -133,6 +133,19 @@ fn the_page_of_the_configuration_names_every_key() {
     }
 }
 
+#[test]
+fn the_page_of_vault_names_every_key() {
+    use secretfs::backend::vault;
+    for keys in [
+        vault::KEYS,
+        vault::TLS_KEYS,
+        vault::TIMEOUT_KEYS,
+        vault::AUTH_KEYS,
+    ] {
+        names("../backends/vault.md", keys);
+    }
+}
+
 /// The examples on the pages are read by the parser: each block that begins with `files:` or holds it is a spec.
 #[test]
 fn every_example_on_the_pages_is_good() {
@@ -153,10 +166,12 @@ fn every_example_on_the_pages_is_good() {
     for text in specs {
         crate::spec::good(&text);
     }
-    for text in blocks(&page("config.md")) {
+    let vault = blocks(&page("../backends/vault.md"));
+    let of_vault = vault.iter().filter(|text| text.contains("backends:"));
+    for text in blocks(&page("config.md")).iter().chain(of_vault) {
         let env = secretfs::config::Env::default();
         let parsed =
-            secretfs::config::Config::parse(&text, &env, &secretfs::backend::registry::problems);
+            secretfs::config::Config::parse(text, &env, &secretfs::backend::registry::problems);
         assert!(parsed.is_ok(), "{text}\n{:?}", parsed.err());
     }
 }

@@ -16,7 +16,9 @@ mod input;
 mod render;
 mod spec;
 
+mod backends;
 mod store;
+mod vault;
 
 mod kube;
 mod kube_events;

@@ -10,3 +10,4 @@ mod modules;
 mod node;
 mod rig;
 mod sinks;
+mod vault;

@@ -44,6 +44,8 @@ pub struct Plugin {
     expect: watch::Receiver<Expect>,
     heard: watch::Receiver<bool>,
     settings: watch::Sender<Arc<Settings>>,
+    /// Of tokens that backends need.
+    audiences: watch::Sender<BTreeSet<String>>,
 }
 
 impl Plugin {
@@ -63,6 +65,9 @@ impl Plugin {
         let propagation = mounter.clone();
         readiness.ask("propagation", move || propagation.propagates());
         let audit = Audit::start(&config.audit, clock.clone())?;
+        let metrics = Metrics::default();
+        let registry = Registry::rebuild(&Registry::counting(metrics.clone()), &config)?;
+        let audiences = watch::Sender::new(registry.audiences());
         let expect = watch::Sender::new(Expect {
             kubelet_dir: config.kubelet_dir.clone(),
             tokens_in: TokensIn::Either,
@@ -86,15 +91,13 @@ impl Plugin {
                 kube,
                 clock: clock.clone(),
                 driver: config.driver.clone(),
-                audiences: watch::channel(BTreeSet::new()).1, // no backend of this version names one
+                audiences: audiences.subscribe(),
                 readiness: readiness.clone(),
                 expect,
                 heard,
             };
             tokio::spawn(watching.start());
         }
-        let metrics = Metrics::default();
-        let registry = Registry::rebuild(&Registry::counting(metrics.clone()), &config)?;
         let settings = settings(&config, registry);
         let settings = watch::Sender::new(Arc::new(settings));
         let volumes = Volumes::start(Parts {
@@ -121,6 +124,7 @@ impl Plugin {
             expect: expected,
             heard: heard_of,
             settings,
+            audiences,
         })
     }
 
@@ -167,6 +171,7 @@ impl Plugin {
         let before = self.settings.borrow().clone();
         match Registry::rebuild(&before.registry, &reload.config) {
             Ok(registry) => {
+                self.audiences.send_replace(registry.audiences());
                 let settings = settings(&reload.config, registry);
                 self.settings.send_replace(Arc::new(settings));
             }

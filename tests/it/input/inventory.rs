@@ -12,6 +12,9 @@ const OUTSIDE: &[&str] = &[
     "STORE_HEADER",
     "KEY_FILE",
     "KUBE_ANSWER",
+    "BACKEND_ANSWER",
+    "BACKEND_PEM",
+    "BACKEND_LOGIN",
 ];
 /// What begins so too and is not: the reason.
 #[rustfmt::skip]

@@ -15,6 +15,8 @@ pub enum Seen {
     Mount,
     /// `node::a_nights_work_of_the_plugin_says_nothing`
     Node,
+    /// `vault::a_life_with_a_real_server_says_nothing`
+    Vault,
 }
 
 /// Modules whose events are seen, and where.
@@ -35,6 +37,10 @@ const HEARD: &[(Seen, &[&str])] = &[
         "kube", "kube::reports", "mount::look", "mount::spot", "observe::audit", "observe::events", "observe::ready",
         "volume::attempt", "volume::ledger", "volume::look", "volume::publish", "volume::read", "volume::record", "volume::resettle",
         "volume::restore", "volume::shortcut", "volume::unpublish",
+    ]),
+    (Seen::Vault, &[
+        "backend::http", "backend::http::connect", "backend::http::tls", "backend::login", "backend::vault", "backend::vault::auth",
+        "backend::vault::mounts",
     ]),
 ];
 
@@ -74,6 +80,10 @@ const SILENT: &[(&str, &[&str])] = &[
     ("numbers for a scrape, and the log of who got what: both are searched themselves", &[
         "admin::scrape", "csi::measured", "observe::metrics", "observe::metrics::cells", "observe::metrics::table",
         "observe::metrics::text", "volume::gauges", "volume::trail",
+    ]),
+    ("parts of a request to a store, which `backend::http` and `backend::instrumented` tell", &[
+        "backend::http::fault", "backend::http::resolve", "backend::vault::asked", "backend::vault::endpoint", "backend::vault::kv",
+        "backend::vault::settings", "backend::vault::wire",
     ]),
     ("holds messages that nobody has read yet, and says nothing of them", &["csi::inlet"]),
     ("the last view of each source, which `source::runner` tells", &["source::runner::shown"]),

@@ -1,9 +1,12 @@
 //! Shared by all suites: what a test needs to stand on.
 
 pub mod apiserver;
+pub mod backend_conformance;
+pub mod bao;
 pub mod bed;
 pub mod broken;
 pub mod canary;
+pub mod certs;
 pub mod clock;
 pub mod content;
 pub mod disk;

@@ -1,0 +1,170 @@
+//! Which engine is mounted where: what the configuration says, else what the server says, for a while.
+//!
+//! It is asked as the `vault` command does (`sys/internal/ui/mounts/PATH`), with the token that is going to read below: who may read there may
+//! also ask this. Nothing of it is secret or depends on who asks.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use serde::Deserialize;
+
+use super::{
+    Trouble,
+    settings::Settings,
+    wire::{self, Call, Envelope, Said, Wire},
+};
+use crate::{
+    backend::Cx,
+    clock::Mono,
+    error::{Error, Result, codes},
+    limits,
+    secret::SecretBytes,
+};
+
+/// What is mounted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Engine {
+    Kv1,
+    Kv2,
+    Other {
+        /// Its answers may be leased, as far as its type tells.
+        leases: bool,
+    },
+}
+
+/// Where it is mounted: without a `/` at an end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Mount {
+    pub(super) path: Box<str>,
+    pub(super) engine: Engine,
+}
+
+impl Mount {
+    /// What of `path` is below it; `None`: it is not.
+    pub(super) fn rest<'p>(&self, path: &'p str) -> Option<&'p str> {
+        path.strip_prefix(&*self.path)?.strip_prefix('/')
+    }
+}
+
+/// The mounts that are known.
+#[derive(Default)]
+pub(super) struct Mounts {
+    known: Mutex<HashMap<Box<str>, (Engine, Mono)>>,
+}
+
+/// Types of engines that give no leases. Others may: a login of its own is then made for each of their answers.
+const WITHOUT_LEASES: &[&str] = &["identity", "ssh", "totp", "transit", "transform"];
+
+#[derive(Deserialize)]
+struct Told {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    options: Option<Options>,
+}
+
+#[derive(Deserialize)]
+struct Options {
+    #[serde(default)]
+    version: Option<String>,
+}
+
+impl Mounts {
+    /// The mount that `path` is below.
+    pub(super) async fn find(
+        &self,
+        cx: &Cx,
+        wire: &Wire,
+        settings: &Settings,
+        token: &SecretBytes,
+        path: &str,
+    ) -> Result<Mount, Trouble> {
+        if let Some(mount) =
+            configured(settings, path).or_else(|| self.recall(cx.clock.now(), path))
+        {
+            return Ok(mount);
+        }
+        let asked = format!("sys/internal/ui/mounts/{path}");
+        let call = Call {
+            path: &asked,
+            token: Some(token),
+            ..Call::default()
+        };
+        let body = match wire.call(cx, call).await? {
+            Said::Good(body) => body,
+            Said::Denied => return Err(Trouble::Denied),
+            Said::Missing(_) | Said::Refused(_) => {
+                return Err(Error::new(&codes::BACKEND_NOT_FOUND)
+                    .detail("no secrets engine is mounted there")
+                    .into());
+            }
+        };
+        let mount = read(&body)?;
+        if mount.rest(path).is_none() {
+            // a child namespace's: its name stands before the mount's
+            return Err(Error::new(&codes::VAULT_PATH_NOT_ALLOWED)
+                .detail("the path leads into another namespace than the backend's")
+                .into());
+        }
+        tracing::trace!(mount = %mount.path, engine = ?mount.engine, "a mount is known");
+        self.remember(cx.clock.now(), &mount);
+        Ok(mount)
+    }
+
+    fn recall(&self, now: Mono, path: &str) -> Option<Mount> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends = path.match_indices('/').map(|(at, _)| at);
+        ends.find_map(|at| {
+            let mount = path.get(..at)?;
+            let (engine, learnt) = known.get(mount)?;
+            (now.since(*learnt) < limits::MOUNTS_KNOWN_FOR).then(|| Mount {
+                path: mount.into(),
+                engine: *engine,
+            })
+        })
+    }
+
+    fn remember(&self, now: Mono, mount: &Mount) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= limits::MOUNTS_KNOWN {
+            known.clear();
+        }
+        known.insert(mount.path.clone(), (mount.engine, now));
+    }
+}
+
+/// The longest of the configuration's that `path` is below.
+fn configured(settings: &Settings, path: &str) -> Option<Mount> {
+    let mounts = settings.kv.iter().map(|(mount, version)| Mount {
+        path: mount.as_str().into(),
+        engine: if *version == 2 {
+            Engine::Kv2
+        } else {
+            Engine::Kv1
+        },
+    });
+    mounts
+        .filter(|mount| mount.rest(path).is_some())
+        .max_by_key(|mount| mount.path.len())
+}
+
+fn read(body: &SecretBytes) -> Result<Mount> {
+    let envelope: Envelope<'_> = wire::parse(body.expose())?;
+    let data = envelope.data.map_or("", |data| data.get());
+    let told: Told = wire::parse(data.as_bytes())?;
+    let version = told.options.and_then(|options| options.version);
+    let engine = match (&*told.kind, version.as_deref()) {
+        ("kv", Some("2")) => Engine::Kv2,
+        ("kv" | "generic", _) => Engine::Kv1,
+        (other, _) => Engine::Other {
+            leases: !WITHOUT_LEASES.contains(&other),
+        },
+    };
+    Ok(Mount {
+        path: told.path.trim_end_matches('/').into(),
+        engine,
+    })
+}

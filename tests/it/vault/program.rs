@@ -1,0 +1,67 @@
+//! The program as a person uses it, with a configuration that names a real server.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{
+    bao::Bao,
+    program::{Bed, eventually},
+};
+
+const SPEC: &str = r#"
+refreshInterval: 1s
+sources:
+  db: vault:secret/payments/db
+files:
+  - path: password
+    from: db#password
+  - path: url
+    template: "postgres://{{ db.user }}:{{ db.password | urlencode }}@db/app"
+"#;
+
+fn config(bao: &Bao, bed: &Bed) {
+    bao.policy(
+        "app",
+        &[
+            ("secret/data/payments/*", &["read"]),
+            ("secret/metadata/payments/*", &["read"]),
+        ],
+    );
+    let token = bao.token(&["app"], "1h");
+    fs::write(bed.path("token"), format!("{token}\n")).unwrap();
+    let (address, file) = (bao.address(), bed.path("token"));
+    bed.write(
+        "node.yaml",
+        &format!("backends: {{vault: {{kind: vault, address: \"{address}\", auth: {{method: token, file: {file:?}}}}}}}\n"),
+    );
+}
+
+#[test]
+fn a_secret_of_a_real_server_is_checked_mounted_and_rotates() {
+    let Some(bao) = Bao::start() else { return };
+    let bed = Bed::new();
+    config(&bao, &bed);
+    bao.put("payments/db", json!({"user": "app", "password": "first"}));
+    bed.write("app.yaml", SPEC);
+    let told = bed.ok(
+        &["check", "app.yaml", "--config", "node.yaml", "--fetch"],
+        "",
+    );
+    assert!(told.contains("vault:secret/payments/db  1 2"), "{told}");
+    assert!(!told.contains("first"), "{told}");
+
+    let mut running = bed.mount(SPEC, &["--config", "node.yaml"]);
+    assert_eq!(bed.file("password"), "first");
+    bao.put("payments/db", json!({"user": "app", "password": "se/cond"}));
+    eventually("the new value is in the file", || {
+        bed.file("password") == "se/cond"
+    });
+    assert_eq!(bed.file("url"), "postgres://app:se%2Fcond@db/app");
+    running.stop();
+    let log = running.log();
+    let token = fs::read_to_string(bed.path("token")).unwrap();
+    for secret in ["first", "se/cond", token.trim()] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
