@@ -157,6 +157,8 @@ pub const BACKEND_IDLE_CONNECTIONS: usize = 8;
 pub const BACKEND_REDIRECTS: usize = 2;
 /// Logins that one backend keeps: more than a node has service accounts. Beyond it the one that ends first goes.
 pub const LOGINS: usize = 1024;
+/// How long a login is kept that nobody uses: longer than most refresh intervals. With a longer one each refresh logs in.
+pub const LOGIN_IDLE: Duration = Duration::from_secs(900);
 /// How often a token file is looked at: whoever keeps the token fresh writes it anew.
 pub const LOGIN_FILE_LOOK: Duration = Duration::from_secs(60);
 /// How long it is believed which kind of engine is mounted where in a store.

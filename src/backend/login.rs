@@ -9,11 +9,17 @@
 //!
 //! A login that is refused is the refusal of one proof: who has waited for it then tries his own, once.
 //!
+//! A session that nobody has used for [`limits::LOGIN_IDLE`] goes, out of our memory and, by whom it was made, out of the store: the pods that it was
+//! for have probably gone.
+//!
 //! Does not: know how to log in, when a session is good, or what it holds.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -46,15 +52,21 @@ pub trait Session: Send + Sync + 'static {
 type Outcome<S> = Option<Result<Arc<S>>>;
 
 enum Slot<S> {
-    /// The last session, good or not.
-    Here(Arc<S>),
+    /// The last session, good or not, and when it was used last.
+    Here(Arc<S>, Mono),
     /// Somebody logs in.
     Coming(watch::Receiver<Outcome<S>>),
 }
 
+/// Ends a session that nobody uses any more.
+pub type End<S> = Box<dyn Fn(&Arc<dyn Clock>, Arc<S>) + Send + Sync>;
+
 /// The sessions of one backend.
 pub struct Sessions<S> {
     slots: Mutex<HashMap<Key, Slot<S>>>,
+    end: End<S>,
+    /// Somebody waits for what nobody uses.
+    tidying: AtomicBool,
 }
 
 /// What a request finds.
@@ -70,15 +82,16 @@ enum Found<S> {
     ),
 }
 
-impl<S: Session> Default for Sessions<S> {
-    fn default() -> Self {
+impl<S: Session> Sessions<S> {
+    /// None yet. `end` is called, outside of any request, with each that nobody has used for long.
+    pub fn new(end: End<S>) -> Self {
         Self {
             slots: Mutex::new(HashMap::new()),
+            end,
+            tidying: AtomicBool::new(false),
         }
     }
-}
 
-impl<S: Session> Sessions<S> {
     /// The session of `key`. Where there is no good one, `login` makes it of the one that there was; it is called once at most.
     ///
     /// # Errors
@@ -112,7 +125,7 @@ impl<S: Session> Sessions<S> {
     /// The store says that this session is dead: the next request logs in.
     pub fn forget(&self, key: &Key, dead: &Arc<S>) {
         let mut slots = self.lock();
-        if matches!(slots.get(key), Some(Slot::Here(here)) if Arc::ptr_eq(here, dead)) {
+        if matches!(slots.get(key), Some(Slot::Here(here, _)) if Arc::ptr_eq(here, dead)) {
             slots.remove(key);
         }
     }
@@ -129,12 +142,13 @@ impl<S: Session> Sessions<S> {
 
     fn look(&self, now: Mono, key: &Key) -> Found<S> {
         let mut slots = self.lock();
-        let before = match slots.get(key) {
-            Some(Slot::Here(session)) if session.is_good(now) => {
+        let before = match slots.get_mut(key) {
+            Some(Slot::Here(session, used)) if session.is_good(now) => {
+                *used = now;
                 return Found::Good(session.clone());
             }
             Some(Slot::Coming(coming)) => return Found::Coming(coming.clone()),
-            Some(Slot::Here(session)) => Some(session.clone()),
+            Some(Slot::Here(session, _)) => Some(session.clone()),
             None => None,
         };
         make_room(&mut slots, now);
@@ -158,7 +172,9 @@ impl<S: Session> Sessions<S> {
             sessions: self.clone(),
             key: Some(key),
             before: before.clone(),
+            clock: clock.clone(),
         };
+        let sessions = Arc::downgrade(self);
         tokio::spawn(async move {
             let alive = |session: &Arc<S>| session.expires_at() > clock.now();
             let outcome = match (login.await, before.filter(alive)) {
@@ -168,7 +184,36 @@ impl<S: Session> Sessions<S> {
             };
             place.take(outcome.as_ref().ok().cloned());
             told.send_replace(Some(outcome));
+            if let Some(sessions) = sessions.upgrade()
+                && !sessions.tidying.swap(true, Ordering::AcqRel)
+            {
+                tokio::spawn(tidy(Arc::downgrade(&sessions), clock));
+            }
         });
+    }
+
+    /// Takes out what nobody has used for long; when to look again. `None`: there is nothing left, and nobody tidies any more.
+    fn unused(&self, now: Mono) -> (Vec<Arc<S>>, Option<Mono>) {
+        let mut slots = self.lock();
+        let (mut unused, mut next) = (Vec::new(), None::<Mono>);
+        slots.retain(|_, slot| {
+            let until = match slot {
+                Slot::Here(_, used) => used.after(limits::LOGIN_IDLE),
+                Slot::Coming(_) => now.after(limits::LOGIN_IDLE),
+            };
+            match slot {
+                Slot::Here(session, _) if until <= now => unused.push(session.clone()),
+                Slot::Here(..) | Slot::Coming(_) => {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                    return true;
+                }
+            }
+            false
+        });
+        if next.is_none() {
+            self.tidying.store(false, Ordering::Release); // under the lock: who puts one in later finds it so
+        }
+        (unused, next)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Slot<S>>> {
@@ -182,6 +227,7 @@ struct Place<S: Session> {
     sessions: Arc<Sessions<S>>,
     key: Option<Key>,
     before: Option<Arc<S>>,
+    clock: Arc<dyn Clock>,
 }
 
 impl<S: Session> Place<S> {
@@ -196,7 +242,7 @@ impl<S: Session> Place<S> {
         };
         let mut slots = self.sessions.lock();
         match session.or_else(|| self.before.take()) {
-            Some(session) => slots.insert(key, Slot::Here(session)),
+            Some(session) => slots.insert(key, Slot::Here(session, self.clock.now())),
             None => slots.remove(&key),
         };
     }
@@ -208,14 +254,30 @@ impl<S: Session> Drop for Place<S> {
     }
 }
 
+/// Ends what nobody has used for long, as long as there is anything.
+async fn tidy<S: Session>(sessions: Weak<Sessions<S>>, clock: Arc<dyn Clock>) {
+    while let Some(sessions) = sessions.upgrade() {
+        let (unused, next) = sessions.unused(clock.now());
+        for session in unused {
+            tracing::trace!("a login that nobody uses ends");
+            (sessions.end)(&clock, session);
+        }
+        drop(sessions);
+        let Some(next) = next else {
+            return;
+        };
+        clock.sleep_until(next).await;
+    }
+}
+
 /// What has died goes; if it is still too much, what dies first.
 fn make_room<S: Session>(slots: &mut HashMap<Key, Slot<S>>, now: Mono) {
-    slots.retain(|_, slot| !matches!(slot, Slot::Here(session) if session.expires_at() <= now));
+    slots.retain(|_, slot| !matches!(slot, Slot::Here(session, _) if session.expires_at() <= now));
     if slots.len() < limits::LOGINS {
         return;
     }
     let here = slots.iter().filter_map(|(key, slot)| match slot {
-        Slot::Here(session) => Some((session.expires_at(), key.clone())),
+        Slot::Here(session, _) => Some((session.expires_at(), key.clone())),
         Slot::Coming(_) => None,
     });
     if let Some((_, key)) = here.min_by_key(|(at, _)| *at) {

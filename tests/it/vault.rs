@@ -6,6 +6,7 @@ mod fake;
 mod kv;
 mod leases;
 mod login;
+mod node;
 mod program;
 mod settings;
 mod way;

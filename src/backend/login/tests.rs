@@ -1,5 +1,5 @@
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize},
     time::Duration,
 };
 
@@ -47,6 +47,11 @@ fn pod(account: &str, uid: &str, name: &str) -> Identity {
     })
 }
 
+/// Sessions that nobody has to end.
+fn sessions() -> Arc<Sessions<Token>> {
+    Arc::new(Sessions::new(Box::new(|_, _| {})))
+}
+
 fn key(who: &Identity, role: &str) -> Key {
     Key {
         principal: who.principal(AsksAs::ServiceAccount),
@@ -65,7 +70,7 @@ fn token(of: &Key, good: u64, dead: u64) -> Token {
 
 #[tokio::test]
 async fn a_hundred_requests_of_one_account_make_one_login() {
-    let sessions = Arc::new(Sessions::default());
+    let sessions = sessions();
     let made = Arc::new(AtomicUsize::new(0));
     let mut all = tokio::task::JoinSet::new();
     for number in 0..100 {
@@ -88,7 +93,7 @@ async fn a_hundred_requests_of_one_account_make_one_login() {
 
 #[tokio::test]
 async fn who_waited_for_a_refused_login_tries_his_own_once() {
-    let sessions: Arc<Sessions<Token>> = Arc::default();
+    let sessions = sessions();
     let key = key(&pod("a", "1", "p"), "");
     let refuse = |code| async move {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -120,7 +125,7 @@ async fn who_waited_for_a_refused_login_tries_his_own_once() {
 #[tokio::test]
 async fn a_session_that_lives_stays_while_the_store_cannot_be_asked() {
     let terms = cx();
-    let sessions: Arc<Sessions<Token>> = Arc::default();
+    let sessions = sessions();
     let key = key(&pod("a", "1", "p"), "");
     let of = key.clone();
     let old = sessions
@@ -141,7 +146,7 @@ async fn a_session_that_lives_stays_while_the_store_cannot_be_asked() {
 #[tokio::test]
 async fn a_login_that_panics_leaves_room_for_the_next_one() {
     let terms = cx();
-    let sessions: Arc<Sessions<Token>> = Arc::default();
+    let sessions = sessions();
     let key = key(&pod("a", "1", "p"), "");
     let found = sessions.get(&terms, &key, |_| async { panic!("as the test says") });
     assert_eq!(found.await.err().unwrap().code().name, "bug");
@@ -153,7 +158,7 @@ async fn a_login_that_panics_leaves_room_for_the_next_one() {
 #[tokio::test]
 async fn a_login_goes_on_for_others_when_who_began_it_has_gone() {
     let terms = cx();
-    let sessions: Arc<Sessions<Token>> = Arc::default();
+    let sessions = sessions();
     let key = key(&pod("a", "1", "p"), "");
     let (go, wait) = tokio::sync::oneshot::channel::<()>();
     let of = key.clone();
@@ -172,7 +177,7 @@ async fn a_login_goes_on_for_others_when_who_began_it_has_gone() {
 #[tokio::test]
 async fn what_dies_first_goes_when_there_are_too_many() {
     let terms = cx();
-    let sessions: Arc<Sessions<Token>> = Arc::default();
+    let sessions = sessions();
     let of = |number: usize| key(&pod("a", &number.to_string(), "p"), "");
     for number in 0..=limits::LOGINS {
         let key = of(number);
@@ -185,13 +190,74 @@ async fn what_dies_first_goes_when_there_are_too_many() {
     assert!(!sessions.lock().contains_key(&of(7)));
 }
 
+/// A clock that stands still until it is moved.
+struct StillClock(watch::Sender<Mono>);
+
+#[async_trait::async_trait]
+impl Clock for StillClock {
+    fn now(&self) -> Mono {
+        *self.0.borrow()
+    }
+
+    fn wall(&self) -> crate::clock::Wall {
+        crate::clock::Wall::from_millis(0)
+    }
+
+    async fn sleep_until(&self, at: Mono) {
+        let mut told = self.0.subscribe();
+        let _ = told.wait_for(|now| *now >= at).await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_nobody_uses_ends_and_one_that_is_used_does_not() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counted = ended.clone();
+    let sessions = Arc::new(Sessions::new(Box::new(move |_, _: Arc<Token>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    })));
+    let clock = Arc::new(StillClock(watch::Sender::new(Mono::from_nanos(0))));
+    let terms = Cx {
+        deadline: Mono::from_nanos(u64::MAX),
+        cancel: CancellationToken::new(),
+        clock: clock.clone(),
+    };
+    let day = |of: &Key| Token {
+        of: of.principal.clone(),
+        good_until: Mono::from_nanos(u64::MAX),
+        dead_at: Mono::from_nanos(u64::MAX),
+    };
+    let [used, idle] = ["used", "idle"].map(|name| key(&pod(name, "1", "p"), ""));
+    for key in [&used, &idle] {
+        let made = day(key);
+        assert!(
+            sessions
+                .get(&terms, key, |_| async move { Ok(made) })
+                .await
+                .is_ok()
+        );
+    }
+    for step in 1..=4_u32 {
+        clock
+            .0
+            .send_replace(Mono::from_nanos(0).after(limits::LOGIN_IDLE * step / 2));
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        let again = sessions.get(&terms, &used, |_| async { panic!("it is still there") });
+        assert!(again.await.is_ok());
+    }
+    assert_eq!((sessions.len(), ended.load(Ordering::SeqCst)), (1, 1));
+    assert!(sessions.lock().contains_key(&used));
+}
+
 proptest! {
     /// Whatever the order: what anybody gets is his own, also after an account was deleted and made again under its name.
     #[test]
     fn nobody_is_ever_given_the_session_of_another(steps in prop::collection::vec((0..3_u8, 0..3_u8, 0..2_u8, 0..4_u8), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result: Result<(), TestCaseError> = runtime.block_on(async {
-            let sessions: Arc<Sessions<Token>> = Arc::default();
+            let sessions = sessions();
             let logins = Arc::new(AtomicU64::new(0));
             let mut asking = Vec::new();
             for (account, uid, role, what) in steps {

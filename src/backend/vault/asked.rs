@@ -151,7 +151,7 @@ fn version(text: &str) -> Result<u64, Problem> {
     number.ok_or_else(|| {
         bad(
             format!("`@{text}` is not a version of KV"),
-            "write a number from 1",
+            "write a number from 1; a name with an `@` in it goes into the structured form, as its `path`",
         )
     })
 }

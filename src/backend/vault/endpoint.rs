@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{Cx, Fetched, Want, login::Session as _},
-    clock::Mono,
+    clock::{Clock, Mono},
     error::{Error, Result, codes},
     limits,
     secret::{Content, Lease, Object, SecretBytes},
@@ -77,7 +77,7 @@ impl Endpoint<'_> {
             if answer.is_ok() {
                 self.vault.is_unleased(&self.asked.path);
             }
-            self.vault.end(cx, own); // 3
+            self.vault.end(&cx.clock, own); // 3
         }
         answer
     }
@@ -285,8 +285,8 @@ impl Vault {
     }
 
     /// Ends a login that is of no more use, without making anybody wait.
-    fn end(self: &Arc<Self>, cx: &Cx, login: Arc<Login>) {
-        let (vault, cx) = (self.clone(), super::apart(cx));
+    pub(super) fn end(self: &Arc<Self>, clock: &Arc<dyn Clock>, login: Arc<Login>) {
+        let (vault, cx) = (self.clone(), super::apart(clock));
         tokio::spawn(async move {
             let _ = vault.revoke_self(&cx, login.token()).await; // else it ends by itself
         });

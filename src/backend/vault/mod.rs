@@ -24,7 +24,7 @@ mod wire;
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -49,6 +49,7 @@ use crate::{
         login::{Key, Sessions},
     },
     caller::{AsksAs, Identity},
+    clock::Clock,
     config::BackendConfig,
     error::{Error, Result, codes},
     limits,
@@ -63,14 +64,22 @@ use crate::{
 pub fn build(config: &BackendConfig) -> Result<Arc<dyn Backend>, Vec<Problem>> {
     let settings = Settings::read(config)?;
     let wire = Wire::new(settings.http.clone(), settings.namespace.as_deref());
-    Ok(Arc::new(VaultBackend(Arc::new(Vault {
-        settings,
-        wire,
-        sessions: Arc::default(),
-        mounts: Mounts::default(),
-        unwrapped: Mutex::new(None),
-        unleased: Mutex::new(HashSet::new()),
-    }))))
+    let vault = Arc::new_cyclic(|vault: &Weak<Vault>| {
+        let vault = vault.clone();
+        Vault {
+            settings,
+            wire,
+            sessions: Arc::new(Sessions::new(Box::new(move |clock, login| {
+                if let Some(vault) = vault.upgrade().filter(|vault| vault.logs_in()) {
+                    vault.end(clock, login);
+                }
+            }))),
+            mounts: Mounts::default(),
+            unwrapped: Mutex::new(None),
+            unleased: Mutex::new(HashSet::new()),
+        }
+    });
+    Ok(Arc::new(VaultBackend(vault)))
 }
 
 struct VaultBackend(Arc<Vault>);
@@ -124,7 +133,7 @@ impl Vault {
     async fn login(self: &Arc<Self>, cx: &Cx, key: &Key, want: &Want<'_>) -> Result<Arc<Login>> {
         let begin = |before| {
             let (vault, role, proof) = (self.clone(), key.role.clone(), self.proof(cx, want));
-            let cx = apart(cx);
+            let cx = apart(&cx.clock);
             async move { vault.log_in_again(&cx, before, &role, proof).await }
         };
         self.sessions.get(cx, key, begin).await
@@ -260,11 +269,11 @@ fn unnumbered(cx: &Cx, value: &[u8], have: Option<&Object>, label: Option<&str>)
 }
 
 /// The terms of what goes on though nobody waits for it: a login that others share, the end of one.
-fn apart(cx: &Cx) -> Cx {
+fn apart(clock: &Arc<dyn Clock>) -> Cx {
     Cx {
-        deadline: cx.clock.now().after(limits::FETCH_DEADLINE),
+        deadline: clock.now().after(limits::FETCH_DEADLINE),
         cancel: CancellationToken::new(),
-        clock: cx.clock.clone(),
+        clock: clock.clone(),
     }
 }
 

@@ -63,6 +63,8 @@ struct Told {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
+    accessor: String,
+    #[serde(default)]
     options: Option<Options>,
 }
 
@@ -103,12 +105,11 @@ impl Mounts {
             }
         };
         let mount = read(&body)?;
-        if mount.rest(path).is_none() {
-            // a child namespace's: its name stands before the mount's
+        let Some(mount) = mount.filter(|mount| mount.rest(path).is_some()) else {
             return Err(Error::new(&codes::VAULT_PATH_NOT_ALLOWED)
-                .detail("the path leads into another namespace than the backend's")
+                .detail("the path is about logins and the store itself, and no secret")
                 .into());
-        }
+        };
         tracing::trace!(mount = %mount.path, engine = ?mount.engine, "a mount is known");
         self.remember(cx.clock.now(), &mount);
         Ok(mount)
@@ -151,20 +152,29 @@ fn configured(settings: &Settings, path: &str) -> Option<Mount> {
         .max_by_key(|mount| mount.path.len())
 }
 
-fn read(body: &SecretBytes) -> Result<Mount> {
+/// Engines that are about the store itself. In a child namespace (`team/sys/...`), where a path does not show it, their types begin with `ns_`.
+const OURS: &[&str] = &["system", "token", "cubbyhole"];
+
+/// What the server says is mounted; `None`: a login method, or the store itself. [`asked`](super::asked) refuses those by their names already, and
+/// cannot see them behind a child namespace's name.
+fn read(body: &SecretBytes) -> Result<Option<Mount>> {
     let envelope: Envelope<'_> = wire::parse(body.expose())?;
     let data = envelope.data.map_or("", |data| data.get());
     let told: Told = wire::parse(data.as_bytes())?;
+    let kind = told.kind.strip_prefix("ns_").unwrap_or(&told.kind);
+    if OURS.contains(&kind) || told.accessor.starts_with("auth_") {
+        return Ok(None);
+    }
     let version = told.options.and_then(|options| options.version);
-    let engine = match (&*told.kind, version.as_deref()) {
+    let engine = match (kind, version.as_deref()) {
         ("kv", Some("2")) => Engine::Kv2,
         ("kv" | "generic", _) => Engine::Kv1,
         (other, _) => Engine::Other {
             leases: !WITHOUT_LEASES.contains(&other),
         },
     };
-    Ok(Mount {
+    Ok(Some(Mount {
         path: told.path.trim_end_matches('/').into(),
         engine,
-    })
+    }))
 }

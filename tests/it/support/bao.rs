@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::program::eventually;
+use super::{certs::Authority, program::eventually};
 
 /// See the module.
 pub struct Bao {
@@ -263,6 +263,15 @@ impl Bao {
         let body = json!({"policies": policies, "ttl": ttl, "renewable": true});
         let made = self.ok("auth/token/create", body);
         made["auth"]["client_token"].as_str().unwrap().to_owned()
+    }
+
+    /// Logins of pods, by the TokenReview of this address.
+    pub fn with_kubernetes(&self, cluster: &str) {
+        self.ok("sys/auth/kubernetes", json!({"type": "kubernetes"}));
+        let ca = Authority::new(self.dir.path(), "cluster").file;
+        let ca = fs::read_to_string(ca).unwrap(); // it is demanded, also where nothing is signed by it
+        let config = json!({"kubernetes_host": cluster, "kubernetes_ca_cert": ca, "disable_local_ca_jwt": true});
+        self.ok("auth/kubernetes/config", config);
     }
 
     /// How many requests of this path there were, by the audit log.

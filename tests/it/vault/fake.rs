@@ -8,6 +8,9 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
 /// See the module. Its threads end with the test process; nobody else knows its port.
 pub struct Fake {
     pub port: u16,
@@ -45,6 +48,30 @@ impl Fake {
         let line = |request: &String| request.split(" HTTP/").next().unwrap().to_owned();
         asked.iter().map(line).collect()
     }
+}
+
+/// A cluster's TokenReview: believes every token, of whatever account stands in it.
+pub fn token_review() -> Fake {
+    Fake::new(|request| {
+        let body = request.split_once("\r\n\r\n").unwrap().1;
+        let review: Value = serde_json::from_str(body).unwrap_or_default();
+        let jwt = review["spec"]["token"].as_str().unwrap_or_default();
+        let claims = jwt
+            .split('.')
+            .nth(1)
+            .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+        let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
+        let uid = &claims["kubernetes.io"]["serviceaccount"]["uid"];
+        let user =
+            json!({"username": claims["sub"], "uid": uid, "groups": ["system:serviceaccounts"]});
+        let status = json!({"authenticated": true, "user": user, "audiences": claims["aud"]});
+        let answer = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status});
+        says_with(
+            201,
+            "Content-Type: application/json\r\n",
+            &answer.to_string(),
+        )
+    })
 }
 
 fn serve(mut stream: TcpStream, heard: &Mutex<Vec<String>>, answer: &dyn Fn(&str) -> Vec<u8>) {

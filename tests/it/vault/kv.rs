@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::bed::{backend, fetch, is_error, is_new, json as json_of};
-use crate::support::bao::Bao;
+use crate::support::{bao::Bao, program::eventually};
 use secretfs::backend::{Backend, Fetched};
 
 fn rooted(bao: &Bao, more: &str) -> std::sync::Arc<dyn Backend> {
@@ -148,5 +148,44 @@ async fn names_that_need_quoting_and_a_socket_file() {
         let from = format!("\"vault:secret/q/{name}\"");
         let found = is_new(fetch(&*backend, &from, None).await);
         assert_eq!(json_of(&found), json!({"is": name}));
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_is_the_backends_and_hides_no_login() {
+    let Some(bao) = Bao::start() else { return };
+    bao.ok("sys/namespaces/team", json!({}));
+    let within = [("X-Vault-Namespace", "team")];
+    let mount = json!({"type": "kv", "options": {"version": "2"}});
+    bao.call_with("POST", "sys/mounts/secret", &mount, &within);
+    eventually("KV of the namespace is ready", || {
+        let data = json!({"data": {"is": "the team's"}});
+        bao.call_with("POST", "secret/data/app", &data, &within).0 == 200
+    });
+    bao.put("app", json!({"is": "everybody's"}));
+    let (root, team) = (rooted(&bao, ""), rooted(&bao, ", namespace: team"));
+    for (backend, from, is) in [
+        (&root, "vault:secret/app", "everybody's"),
+        (&team, "vault:secret/app", "the team's"),
+        // where the login may, by the whole name, which policy and allowedPaths see
+        (&root, "vault:team/secret/app", "the team's"),
+    ] {
+        let found = is_new(fetch(&**backend, from, None).await);
+        assert_eq!(json_of(&found)["is"], is, "{from}");
+    }
+    bao.call_with(
+        "POST",
+        "sys/auth/approle",
+        &json!({"type": "approle"}),
+        &within,
+    );
+    for path in [
+        "team/auth/token/lookup-self",
+        "team/auth/approle/role/x/role-id",
+        "team/sys/health",
+        "team/cubbyhole/x",
+    ] {
+        let from = format!("vault:{path}");
+        is_error(fetch(&*root, &from, None).await, "vault.path_not_allowed");
     }
 }
