@@ -1,7 +1,7 @@
 //! Logs in, and keeps a login alive.
 //!
 //! Every login is one of six methods of the configuration. Two show the pod's own token (`kubernetes`, `jwt`), the rest is the node's: its
-//! certificate, or what is in a file. A login is renewed when two thirds of its life have passed, and made anew when the store does not
+//! certificate, or what is in a file. A login is renewed when about two thirds of its life have passed, and made anew when the store does not
 //! prolong it any more.
 
 use std::{
@@ -57,10 +57,11 @@ impl Login {
     /// `life`: `None` is without end.
     fn new(now: Mono, token: Arc<SecretBytes>, life: Option<Duration>, renewable: bool) -> Self {
         let at = |part: Duration| now.after(part);
+        let part = 0.6 + 0.1 * fastrand::f64(); // the nodes of a cluster that started together do not renew together
         Self {
             token,
             expires_at: life.map_or(NEVER, at),
-            refresh_at: life.map_or(NEVER, |life| at(life * 2 / 3)),
+            refresh_at: life.map_or(NEVER, |life| at(life.mul_f64(part))),
             life,
             renewable,
             no_metadata: Mutex::new(HashSet::new()),

@@ -7,8 +7,10 @@ use tonic::Code;
 
 use super::fake::{Fake, token_review};
 use crate::{
+    kube::object,
     node::bed::NodeBed,
     support::{
+        apiserver::ApiServer,
         bao::Bao,
         kubelet::{FakeKubelet, Pod, Volume},
         program::{Bed, eventually},
@@ -114,4 +116,41 @@ fn pods_are_served_as_their_account_by_one_login_and_others_are_refused() {
         );
     }
     assert!(!log.contains("second") && !log.contains(&bao.root));
+}
+
+#[test]
+fn the_csidriver_object_must_ask_for_the_backends_audience() {
+    let node = NodeBed::shared();
+    let server = ApiServer::up(node.runtime.handle());
+    server.put(object(json!({})));
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "k", "cluster": {"server": format!("http://127.0.0.1:{}", server.port())}}],
+        "users": [{"name": "u", "user": {"token": "x"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    });
+    node.bed.write("kubeconfig", &kubeconfig.to_string());
+    let configured = |audience: &str| {
+        node.configure(&format!(
+            "kubernetes: auto\nbackends: {{vault: {{kind: vault, address: \"http://127.0.0.1:1\", audience: {audience}, auth: {{method: jwt}}}}}}\npolicy: []"
+        ));
+    };
+    configured("vault");
+    let mut command = node.bed.command(&NodeBed::ARGS);
+    command.env("KUBECONFIG", node.bed.path("kubeconfig"));
+    let mut running = node.bed.spawn(command);
+    let wants = |audience: &str| format!("add to `tokenRequests`: {{audience: {audience:?}}}");
+    let (first, second) = (wants("vault"), wants("other"));
+    eventually("it says what is missing", || {
+        running.log().contains(&first) || running.log().contains(&first.replace('"', "\\\""))
+    });
+    server.put(object(json!({"tokenRequests": [{"audience": "vault"}]})));
+    running.first_line();
+    assert!(running.ready.starts_with("ready: "), "{}", running.log());
+    configured("other");
+    eventually("so it is after a change of the configuration", || {
+        let log = running.log();
+        log.contains(&second) || log.contains(&second.replace('"', "\\\""))
+    });
+    running.stop();
 }

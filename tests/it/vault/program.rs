@@ -1,6 +1,6 @@
 //! The program as a person uses it, with a configuration that names a real server.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::json;
 
@@ -66,4 +66,51 @@ fn a_secret_of_a_real_server_is_checked_mounted_and_rotates() {
     for secret in ["first", "se/cond", token.trim()] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+}
+
+const CERTIFICATE: &str = r#"
+refreshInterval: 1s
+sources:
+  web: {backend: vault, path: pki/issue/web, method: write, data: {common_name: web.example, ttl: 1h}}
+files:
+  - {path: tls.crt, from: "web#certificate"}
+  - {path: tls.key, from: "web#private_key"}
+"#;
+
+#[test]
+fn what_is_leased_is_asked_for_once_and_given_back_at_the_end() {
+    let Some(bao) = Bao::start() else { return };
+    let bed = Bed::new();
+    bao.ok("sys/mounts/pki", json!({"type": "pki"}));
+    bao.ok("pki/root/generate/internal", json!({"common_name": "root"}));
+    let role = json!({"allow_any_name": true, "max_ttl": "72h", "generate_lease": true});
+    bao.ok("pki/roles/web", role);
+    bao.policy("app", &[("pki/issue/web", &["update"])]);
+    bao.ok("sys/auth/userpass", json!({"type": "userpass"}));
+    bao.ok(
+        "auth/userpass/users/me",
+        json!({"password": "x", "token_policies": ["app"], "token_ttl": "2h"}),
+    );
+    bed.write("password", "x");
+    let (address, file) = (bao.socket(), bed.path("password"));
+    bed.write(
+        "node.yaml",
+        &format!("backends: {{vault: {{kind: vault, address: \"{address}\", auth: {{method: userpass, username: me, passwordFile: {file:?}}}}}}}\n"),
+    );
+    let mut running = bed.mount(CERTIFICATE, &["--config", "node.yaml"]);
+    let certificate = bed.file("tls.crt");
+    assert!(
+        certificate.contains("BEGIN CERTIFICATE") && bed.file("tls.key").contains("PRIVATE KEY")
+    );
+    std::thread::sleep(Duration::from_millis(1500)); // its interval has passed
+    bed.ok(&["refresh"], "");
+    assert_eq!(bed.file("tls.crt"), certificate);
+    assert_eq!(bao.requests("pki/issue/web"), 1);
+    assert_eq!(bao.requests("auth/token/revoke-self"), 0);
+    running.stop();
+    assert_eq!(
+        bao.requests("auth/token/revoke-self"),
+        1,
+        "the lease's login ends with the mount"
+    );
 }
