@@ -6,7 +6,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::{
     dir::{Dir, Watch},
@@ -21,6 +21,9 @@ use crate::{
         stack,
     },
 };
+
+/// Longest that the program's exit code waits for the end of the volume: a mount goes with us in any case.
+const END: Duration = Duration::from_secs(5);
 
 /// What happens when the content has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +119,9 @@ pub async fn run(
         ending: false,
     };
     let ended = supervisor.whole_life(signals).await;
-    supervisor.source.end().await;
+    if timeout(END, supervisor.source.end()).await.is_err() {
+        tracing::warn!("the volume has not ended in time, and is left as it is");
+    }
     ended.map(Ended::exit_code)
 }
 
