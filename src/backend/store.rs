@@ -88,7 +88,7 @@ impl Asked {
         };
         if !object.params.is_empty() {
             return Err(problem(
-                "a store has no `method`, no `data` and no `role`".into(),
+                "a store has no `method`, `data`, `role` or `wrapTTL`".into(),
                 "write the reference as BACKEND:NAME",
             ));
         }

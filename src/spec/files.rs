@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::{
     error::codes,
+    limits,
     path::RelPath,
     spec::{
         BackendName, Decode, FileRule, Format, ObjectRef, Origin, Part, Problems, Select, Share,
         Span,
-        parse::Reader,
+        parse::{Reader, duration},
         read::{self, Fields, shown},
         reference::{self, From, Take},
         template::{self, Place},
@@ -22,9 +23,11 @@ pub const KEYS: &[&str] = &[
 ];
 /// Keys of a structured `from`.
 pub const FROM_KEYS: &[&str] = &[
-    "backend", "path", "version", "method", "data", "role", "field",
+    "backend", "path", "version", "method", "data", "role", "wrapTTL", "field",
 ];
-const SOURCE_KEYS: &[&str] = &["backend", "path", "version", "method", "data", "role"];
+const SOURCE_KEYS: &[&str] = &[
+    "backend", "path", "version", "method", "data", "role", "wrapTTL",
+];
 const DECODES: &[(&str, Decode)] = &[("base64", Decode::Base64), ("hex", Decode::Hex)];
 const FORMATS: &[(&str, Format)] = &[
     ("dotenv", Format::Dotenv),
@@ -288,7 +291,11 @@ impl Reader<'_> {
             path: path?,
             version,
             params,
-            share: Share::Principal,
+            // what opens once is nobody else's
+            share: match fields.value("wrapTTL") {
+                Some(_) => Share::Volume,
+                None => Share::Principal,
+            },
         };
         let object = self.checked(object, node, field)?;
         Some((object, take.unwrap_or(Take::Value(Select::Whole))))
@@ -309,7 +316,7 @@ impl Reader<'_> {
             .ok()
     }
 
-    /// `method`, `data` and `role` as canonical JSON: sorted keys, no spaces. Empty without any of them.
+    /// `method`, `data`, `role` and `wrapTTL` (in seconds) as canonical JSON: sorted keys, no spaces. Empty without any of them.
     fn params(&mut self, fields: &Fields<'_>) -> Box<str> {
         let mut params = serde_json::Map::new();
         if let Some(node) = fields.value("method") {
@@ -335,6 +342,19 @@ impl Reader<'_> {
                     .ok_or_else(|| "the role is not a name of at most 128 bytes".to_owned())
             });
             params.extend(role.map(|role| ("role".to_owned(), role.into())));
+        }
+        if let Some(node) = fields.value("wrapTTL") {
+            let ttl = self.part(node, &fields.field("wrapTTL"), |text| {
+                let ttl =
+                    duration(text).filter(|ttl| !ttl.is_zero() && *ttl <= limits::REFRESH_MAX);
+                ttl.ok_or_else(|| {
+                    format!(
+                        "`{}` is not a time like 60s, 5m or 1h, at most 720h",
+                        shown(text)
+                    )
+                })
+            });
+            params.extend(ttl.map(|ttl| ("wrapTTL".to_owned(), ttl.as_secs().into())));
         }
         if params.is_empty() {
             return "".into();

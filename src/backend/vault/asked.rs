@@ -28,6 +28,8 @@ pub(super) struct Asked {
     pub(super) role: Option<Box<str>>,
     /// Parameters of a read, the body of a write: canonical JSON of a mapping.
     pub(super) data: Option<serde_json::Map<String, Value>>,
+    /// For how many seconds the answer is wrapped.
+    pub(super) wrap: Option<u64>,
 }
 
 /// How it is asked.
@@ -46,6 +48,8 @@ struct Params {
     method: Option<String>,
     data: Option<serde_json::Map<String, Value>>,
     role: Option<Box<str>>,
+    #[serde(rename = "wrapTTL")]
+    wrap: Option<u64>,
 }
 
 /// Whether `role` can be a role's name.
@@ -82,7 +86,7 @@ impl Asked {
             "" => Params::default(),
             text => serde_json::from_str(text).map_err(|_| {
                 bad(
-                    "`method`, `data` or `role` is not as it must be",
+                    "`method`, `data`, `role` or `wrapTTL` is not as it must be",
                     "see docs/backends/vault.md",
                 )
             })?,
@@ -104,6 +108,9 @@ impl Asked {
         if verb == Verb::Metadata && params.data.is_some() {
             return Err(bad("`method: metadata` has no `data`", "remove `data`"));
         }
+        if verb == Verb::Metadata && params.wrap.is_some() {
+            return Err(bad("`method: metadata` is not wrapped", "remove `wrapTTL`"));
+        }
         if let Some(role) = &params.role {
             may_be_chosen(role, settings)?;
         }
@@ -114,6 +121,7 @@ impl Asked {
             verb,
             role: params.role,
             data: params.data,
+            wrap: params.wrap,
         })
     }
 

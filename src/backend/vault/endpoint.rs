@@ -39,6 +39,11 @@ impl Handle {
             .map_err(|_| Error::new(&codes::BUG).detail("a lease's handle is not ours"))
     }
 
+    fn written(&self) -> Result<Arc<SecretBytes>> {
+        let bytes = serde_json::to_vec(self).map_err(|_| Error::new(&codes::BUG))?;
+        Ok(Arc::new(SecretBytes::new(bytes)))
+    }
+
     fn token(&self) -> SecretBytes {
         SecretBytes::new(self.token.as_bytes().to_vec())
     }
@@ -59,11 +64,7 @@ impl Endpoint<'_> {
     /// 2. With a login of its own where there may be a lease.
     /// 3. Ask; a login of its own ends with a failure, and so does whatever it may have made.
     pub(super) async fn ask(&self, cx: &Cx, want: &Want<'_>) -> Result<Fetched, Trouble> {
-        let lives = |lease: &Lease| lease.expires_at > cx.clock.now();
-        if want
-            .have
-            .is_some_and(|have| have.lease.as_ref().is_some_and(lives))
-        {
+        if lives(cx, want.have) {
             return Ok(Fetched::NotModified); // 1
         }
         if !self.leases || !self.vault.logs_in() || self.vault.is_known_unleased(&self.asked.path) {
@@ -90,7 +91,7 @@ impl Endpoint<'_> {
         have: Option<&Object>,
     ) -> Result<Fetched, Trouble> {
         let now = cx.clock.now();
-        let call = self.call(login)?;
+        let call = self.call(&self.asked.path, login)?;
         let body = match self.vault.wire.call(cx, call).await? {
             Said::Good(body) => body,
             Said::Missing(_) => return Err(Error::new(&codes::BACKEND_NOT_FOUND).into()),
@@ -115,10 +116,10 @@ impl Endpoint<'_> {
         }))
     }
 
-    fn call<'c>(&'c self, login: &'c Login) -> Result<Call<'c>> {
+    pub(super) fn call<'c>(&'c self, path: &'c str, login: &'c Login) -> Result<Call<'c>> {
         let data = self.asked.data.iter().flatten();
         let mut call = Call {
-            path: &self.asked.path,
+            path,
             token: Some(login.token()),
             ..Call::default()
         };
@@ -151,30 +152,19 @@ impl Endpoint<'_> {
     ) -> Result<Option<Lease>> {
         let id = envelope.lease_id.as_deref().unwrap_or_default();
         let life = auth::life(envelope.lease_duration.unwrap_or(0));
-        let (lease, expires_at, renewable) = match (id, life) {
-            ("", _) | (_, None) => match self.expiry(cx, envelope.data) {
-                Some(expires_at) => ("", expires_at, false),
-                None => return Ok(None),
-            },
-            (id, Some(life)) => {
-                let expires_at = asked_at.after(life).min(login.expires_at());
-                (id, expires_at, envelope.renewable.unwrap_or(false))
-            }
+        let ((id, Some(life)), false) = ((id, life), id.is_empty()) else {
+            return self.expiry(cx, envelope.data).map(end_only).transpose();
         };
-        let token = match lease {
-            "" => "",
-            _ => std::str::from_utf8(login.token().expose()).unwrap_or_default(),
-        };
+        let token = std::str::from_utf8(login.token().expose()).unwrap_or_default();
         let handle = Handle {
-            lease: lease.to_owned(),
+            lease: id.to_owned(),
             token: token.to_owned(),
-            own: own && !lease.is_empty(),
+            own,
         };
-        let handle = serde_json::to_vec(&handle).map_err(|_| Error::new(&codes::BUG))?;
         Ok(Some(Lease {
-            expires_at,
-            renewable,
-            handle: Arc::new(SecretBytes::new(handle)),
+            expires_at: asked_at.after(life).min(login.expires_at()),
+            renewable: envelope.renewable.unwrap_or(false),
+            handle: handle.written()?,
         }))
     }
 
@@ -192,6 +182,26 @@ impl Endpoint<'_> {
         let left = Duration::from_millis(u64::try_from(left).ok()?);
         Some(cx.clock.now().after(left))
     }
+}
+
+/// Whether what is in hand is leased, and lives.
+pub(super) fn lives(cx: &Cx, have: Option<&Object>) -> bool {
+    let lease = have.and_then(|have| have.lease.as_ref());
+    lease.is_some_and(|lease| lease.expires_at > cx.clock.now())
+}
+
+/// For what ends by itself, and is no lease of the store.
+pub(super) fn end_only(expires_at: Mono) -> Result<Lease> {
+    let handle = Handle {
+        lease: String::new(),
+        token: String::new(),
+        own: false,
+    };
+    Ok(Lease {
+        expires_at,
+        renewable: false,
+        handle: handle.written()?,
+    })
 }
 
 /// Whether an answer has a lease that the store knows of, and not only an end.

@@ -192,7 +192,7 @@ impl Kv2<'_> {
             path: &path,
             query,
             token: Some(self.login.token()),
-            body: None,
+            ..Call::default()
         };
         self.vault.wire.call(cx, call).await
     }

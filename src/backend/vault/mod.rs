@@ -20,6 +20,7 @@ mod kv;
 mod mounts;
 mod settings;
 mod wire;
+mod wrap;
 
 use std::{
     collections::HashSet,
@@ -179,6 +180,13 @@ impl Vault {
             .mounts
             .find(cx, &self.wire, &self.settings, login.token(), &asked.path)
             .await?;
+        let endpoint = Endpoint {
+            vault: self,
+            login,
+            asked,
+            leases: mount.engine == Engine::Other { leases: true },
+            role,
+        };
         match mount.engine {
             Engine::Kv2 => {
                 let kv = Kv2 {
@@ -188,8 +196,11 @@ impl Vault {
                     mount: &mount.path,
                     rest: mount.rest(&asked.path).unwrap_or_default(),
                 };
-                match asked.verb {
-                    Verb::Metadata => kv.custom_metadata(cx, want.have).await,
+                match (asked.verb, asked.wrap) {
+                    (_, Some(seconds)) if asked.is_plain() => {
+                        endpoint.wrapped(cx, want, &mount, seconds).await
+                    }
+                    (Verb::Metadata, None) => kv.custom_metadata(cx, want.have).await,
                     _ if asked.is_plain() => kv.read(cx, want.have).await,
                     _ => Err(only_read().into()),
                 }
@@ -205,16 +216,10 @@ impl Vault {
                     .into())
             }
             Engine::Kv1 if !asked.is_plain() => Err(only_read().into()),
-            Engine::Kv1 | Engine::Other { .. } => {
-                let endpoint = Endpoint {
-                    vault: self,
-                    login,
-                    asked,
-                    leases: mount.engine == Engine::Other { leases: true },
-                    role,
-                };
-                endpoint.ask(cx, want).await
-            }
+            Engine::Kv1 | Engine::Other { .. } => match asked.wrap {
+                Some(seconds) => endpoint.wrapped(cx, want, &mount, seconds).await,
+                None => endpoint.ask(cx, want).await,
+            },
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Call<'a> {
     pub(super) token: Option<&'a SecretBytes>,
     /// JSON to post. `None`: a GET.
     pub(super) body: Option<Vec<u8>>,
+    /// Wrap the answer, for so many seconds.
+    pub(super) wrap: Option<u64>,
 }
 
 /// What an answer means.
@@ -104,6 +106,9 @@ impl Wire {
         }
         if let Some(token) = call.token {
             headers.insert(name("x-vault-token"), http::secret_header(token.expose())?);
+        }
+        if let Some(seconds) = call.wrap {
+            headers.insert(name("x-vault-wrap-ttl"), HeaderValue::from(seconds));
         }
         let mut path_and_query = String::from("/v1/");
         http::encode(call.path, true, &mut path_and_query);

@@ -83,7 +83,7 @@ const SILENT: &[(&str, &[&str])] = &[
     ]),
     ("parts of a request to a store, which `backend::http` and `backend::instrumented` tell", &[
         "backend::http::fault", "backend::http::resolve", "backend::vault::asked", "backend::vault::endpoint", "backend::vault::kv",
-        "backend::vault::settings", "backend::vault::wire",
+        "backend::vault::settings", "backend::vault::wire", "backend::vault::wrap",
     ]),
     ("holds messages that nobody has read yet, and says nothing of them", &["csi::inlet"]),
     ("the last view of each source, which `source::runner` tells", &["source::runner::shown"]),

@@ -6,11 +6,12 @@ use secretfs::{
     backend::{Backend, Fetched},
     clock::{Clock as _, SystemClock},
     secret::Lease,
+    spec::Share,
 };
 use serde_json::{Value, json};
 
 use super::{
-    bed::{backend, cx, fetch, is_error, is_new, json as json_of},
+    bed::{backend, cx, fetch, is_error, is_new, json as json_of, object, read},
     fake::{Fake, says},
 };
 use crate::support::{bao::Bao, program::eventually};
@@ -237,4 +238,51 @@ async fn a_lease_is_renewed_with_its_login_and_never_outlives_it() {
             "POST /v1/auth/token/revoke-self",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_wrapped_answer_is_a_token_that_opens_it_once_for_one_volume() {
+    let Some(bao) = Bao::start() else { return };
+    let file = bao.file("root", &bao.root);
+    let backend = backend(&format!(
+        "address: \"{}\", auth: {{method: token, file: {file:?}}}",
+        bao.address()
+    ));
+    bao.put("app", json!({"a": 1}));
+    bao.put("app", json!({"a": 2}));
+    bao.ok("old/app", json!({"a": 3}));
+    for (from, holds) in [
+        ("{backend: vault, path: secret/app, wrapTTL: 5m}", json!(2)),
+        (
+            "{backend: vault, path: secret/app, version: \"1\", wrapTTL: 5m}",
+            json!(1),
+        ),
+        ("{backend: vault, path: old/app, wrapTTL: 5m}", json!(3)),
+    ] {
+        assert_eq!(object(&*backend, from).share, Share::Volume);
+        let wrapped = is_new(fetch(&*backend, from, None).await);
+        let lease = wrapped.lease.as_ref().unwrap();
+        let five = Duration::from_secs(295)..=Duration::from_secs(300);
+        assert!(five.contains(&left(lease)) && !lease.renewable);
+        let again = fetch(&*backend, from, Some(&wrapped)).await.unwrap();
+        assert!(matches!(again, Fetched::NotModified));
+        let token = json_of(&wrapped)["token"].clone();
+        let opened = bao.ok("sys/wrapping/unwrap", json!({"token": token}));
+        let data = &opened["data"];
+        assert_eq!(
+            *data.get("data").unwrap_or(data),
+            json!({ "a": holds }),
+            "{from}"
+        );
+        let (status, _) = bao.call("POST", "sys/wrapping/unwrap", &json!({"token": token}));
+        assert_eq!(status, 400, "it opens once");
+        backend.revoke(&cx(), lease).await.unwrap();
+    }
+    bao.ok("sys/mounts/pki", json!({"type": "pki"}));
+    let leased = "{backend: vault, path: pki/issue/x, method: write, wrapTTL: 5m}";
+    is_error(fetch(&*backend, leased, None).await, "spec.bad_reference");
+    for ttl in ["0s", "721h", "soon"] {
+        let from = format!("{{backend: vault, path: secret/app, wrapTTL: {ttl}}}");
+        assert!(read(&*backend, &from).unwrap_err().contains("not a time"));
+    }
 }
