@@ -95,7 +95,7 @@ impl Endpoint<'_> {
         let body = match self.vault.wire.call(cx, call).await? {
             Said::Good(body) => body,
             Said::Missing(_) => return Err(Error::new(&codes::BACKEND_NOT_FOUND).into()),
-            Said::Denied => return Err(Trouble::Denied),
+            Said::Denied => return Err(super::denied(&self.asked.path)),
             Said::Refused(status) => return Err(super::refused(status).into()),
         };
         let nothing =

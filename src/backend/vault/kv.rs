@@ -138,7 +138,7 @@ impl Kv2<'_> {
                 Ok(current(&data.metadata, value, have))
             }
             Said::Missing(body) => Err(self.missing(cx, &body).into()),
-            Said::Denied => Err(Trouble::Denied),
+            Said::Denied => Err(super::denied(&self.path("data"))),
             Said::Refused(status) => Err(super::refused(status).into()),
         }
     }
@@ -173,7 +173,7 @@ impl Kv2<'_> {
         let body = match self.call(cx, "metadata", Vec::new()).await? {
             Said::Good(body) => body,
             Said::Missing(_) => return Err(Error::new(&codes::BACKEND_NOT_FOUND).into()),
-            Said::Denied => return Err(Trouble::Denied),
+            Said::Denied => return Err(super::denied(&self.path("metadata"))),
             Said::Refused(status) => return Err(super::refused(status).into()),
         };
         let metadata: Metadata<'_> = of_data(&body)?;
@@ -186,8 +186,13 @@ impl Kv2<'_> {
         ))
     }
 
+    /// As the API has it.
+    fn path(&self, kind: &str) -> String {
+        format!("{}/{kind}/{}", self.mount, self.rest)
+    }
+
     async fn call(&self, cx: &Cx, kind: &str, query: Vec<(&str, String)>) -> Result<Said> {
-        let path = format!("{}/{kind}/{}", self.mount, self.rest);
+        let path = self.path(kind);
         let call = Call {
             path: &path,
             query,

@@ -98,8 +98,8 @@ struct Vault {
 
 /// Why a request brought nothing.
 enum Trouble {
-    /// The store says no: to the path, or to the token.
-    Denied,
+    /// The store says no, to the path or to the token: what it would be if it is the path.
+    Denied(String),
     Error(Error),
 }
 
@@ -156,9 +156,9 @@ impl Vault {
             match self.ask(cx, &login, &asked, &want, &key.role).await {
                 Ok(fetched) => return Ok(fetched), // 2
                 Err(Trouble::Error(error)) => return Err(error),
-                Err(Trouble::Denied) => {
+                Err(Trouble::Denied(what)) => {
                     if !again || !self.is_dead(cx, &login).await? {
-                        return Err(Error::new(&codes::BACKEND_PERMISSION_DENIED)); // 3
+                        return Err(Error::new(&codes::BACKEND_PERMISSION_DENIED).detail(what)); // 3
                     }
                     tracing::trace!("a login has died");
                     self.sessions.forget(&key, &login);
@@ -236,6 +236,14 @@ impl Vault {
     fn unleased(&self) -> MutexGuard<'_, HashSet<Box<str>>> {
         self.unleased.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The refusal of a path of the API, for whoever writes the store's policies.
+fn denied(path: &str) -> Trouble {
+    let path = path.escape_debug();
+    Trouble::Denied(format!(
+        "no policy of the store lets this identity have `{path}`"
+    ))
 }
 
 fn only_read() -> Error {

@@ -97,7 +97,12 @@ impl Mounts {
         };
         let body = match wire.call(cx, call).await? {
             Said::Good(body) => body,
-            Said::Denied => return Err(Trouble::Denied),
+            Said::Denied => {
+                let path = path.escape_debug();
+                return Err(Trouble::Denied(format!(
+                    "nothing is mounted at the beginning of `{path}`, or no policy of the store names anything there for this identity"
+                )));
+            }
             Said::Missing(_) | Said::Refused(_) => {
                 return Err(Error::new(&codes::BACKEND_NOT_FOUND)
                     .detail("no secrets engine is mounted there")

@@ -84,6 +84,17 @@ async fn without_a_right_to_metadata_the_value_is_read_each_time() {
         assert!(matches!(again, Ok(Fetched::NotModified)));
     }
     assert_eq!(bao.requests("secret/metadata/app"), 1, "it is remembered");
+    // a refusal names what the store's policies speak of
+    for (from, names) in [
+        ("vault:secret/other", "`secret/data/other`"),
+        ("vault:nothing/here", "nothing is mounted"),
+    ] {
+        let error = is_error(
+            fetch(&*backend, from, None).await,
+            "backend.permission_denied",
+        );
+        assert!(error.to_string().contains(names), "{error}");
+    }
 }
 
 #[tokio::test]
