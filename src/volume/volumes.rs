@@ -441,15 +441,13 @@ impl Volumes {
             map.stopping = true;
             std::mem::take(&mut map.volumes)
         };
-        for handle in volumes.into_values() {
+        for VolumeHandle { mailbox, .. } in volumes.into_values() {
             let (reply, drained) = oneshot::channel();
-            if handle
-                .mailbox
-                .send(Box::new(Command::Drain(reply)))
-                .await
-                .is_ok()
-            {
-                let _ = drained.await; // an error: it has just ended by itself
+            let sent = mailbox.send(Box::new(Command::Drain(reply))).await;
+            // Into a task that is just ending by itself: nobody takes the command out, and it goes with the last end of its channel, this one.
+            drop(mailbox);
+            if sent.is_ok() {
+                let _ = drained.await; // an error: it has ended
             }
         }
         self.shared.sources.stop().await;
