@@ -380,7 +380,7 @@ impl Vault {
     }
 }
 
-fn auth_of(body: &SecretBytes) -> Result<Auth> {
+pub(super) fn auth_of(body: &SecretBytes) -> Result<Auth> {
     let envelope: Envelope<'_> = wire::parse(body.expose())?;
     envelope.auth.ok_or_else(|| {
         Error::new(&codes::BACKEND_CORRUPT).detail("the store's answer to a login holds none")

@@ -231,3 +231,11 @@ fn of_data<'a, T: Deserialize<'a>>(body: &'a SecretBytes) -> Result<T> {
 fn wall(cx: &Cx) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(cx.clock.wall().as_millis()).unwrap_or_default()
 }
+
+/// The value of an answer of version 2.
+#[cfg(test)]
+pub(super) fn read(body: &SecretBytes) -> Result<SecretBytes> {
+    let data: Data<'_> = of_data(body)?;
+    let value = data.data.map_or("null", RawValue::get);
+    Ok(SecretBytes::new(value.as_bytes().to_vec()))
+}

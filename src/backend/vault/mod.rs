@@ -322,3 +322,6 @@ impl Backend for VaultBackend {
         Some(&*self.0.settings.audience).filter(|_| self.0.settings.method.is_of_the_pod())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -162,7 +162,7 @@ const OURS: &[&str] = &["system", "token", "cubbyhole"];
 
 /// What the server says is mounted; `None`: a login method, or the store itself. [`asked`](super::asked) refuses those by their names already, and
 /// cannot see them behind a child namespace's name.
-fn read(body: &SecretBytes) -> Result<Option<Mount>> {
+pub(super) fn read(body: &SecretBytes) -> Result<Option<Mount>> {
     let envelope: Envelope<'_> = wire::parse(body.expose())?;
     let data = envelope.data.map_or("", |data| data.get());
     let told: Told = wire::parse(data.as_bytes())?;
