@@ -1,10 +1,13 @@
 //! Secrets of OpenBao, read as the pod's service account: the API server says whose the token is (TokenReview).
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 
 use crate::cluster::{
     self, Namespace,
     bao::Bao,
+    eventually,
     namespace::Pod,
     plugin::{self, Configured, DriverObject},
 };
@@ -24,8 +27,16 @@ fn a_pod_reads_vault_as_its_service_account_through_every_restart() {
     let namespace = Namespace::new(cluster, "vault");
     namespace.kubectl(&["create", "serviceaccount", "web"]);
     let mut bao = Bao::start(cluster);
-    bao.let_read(&namespace.name, "web");
+    bao.let_read(&namespace.name, "web,api");
     bao.put(&namespace.name, "first");
+    bao.call(&[
+        "kv",
+        "put",
+        "-mount=secret",
+        &format!("{}/db", namespace.name),
+        "user=u",
+        "password=p/w",
+    ]);
 
     let object = DriverObject::of(cluster);
     object.with(&json!({"tokenRequests": [{"audience": "vault", "expirationSeconds": 600}]}));
@@ -46,9 +57,29 @@ fn a_pod_reads_vault_as_its_service_account_through_every_restart() {
     bao.put(&namespace.name, "second");
     namespace.wait_for_word("reads", "second");
 
+    let example =
+        include_str!("../../deploy/examples/vault.yaml").replace("payments", &namespace.name);
+    cluster.kubectl_with(&["create", "-f", "-"], &example);
+    namespace.kubectl(&["wait", "--for=condition=Ready", "pod/api", "--timeout=90s"]);
+    let url = namespace.exec("api", &["cat", "/secrets/db/url"]);
+    assert_eq!(url, format!("postgres://u:p%2Fw@db/{}", namespace.name));
+
     // it restarts, sealed: who runs keeps what he has, who comes waits
     bao.kill();
     bao.resume_sealed();
+    eventually(
+        "the last answer is older than the interval",
+        || {
+            let last = plugin::metric(cluster, "secretfs_oldest_content_timestamp_seconds")?;
+            let age = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()?
+                .as_secs_f64()
+                - last;
+            (age > 3.0).then_some(())
+        },
+        || plugin::told(cluster),
+    );
     namespace.create(&reader("waits", &namespace));
     namespace.wait_for_event("waits", "FailedMount", &["vault.sealed"]);
     assert_eq!(namespace.word("reads"), "second");

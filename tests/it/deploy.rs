@@ -197,9 +197,8 @@ fn one_container_has_no_more_of_the_node_than_its_four_directories() {
     );
 }
 
-#[test]
-fn the_examples_are_specs() {
-    let pod: Pod = object("examples/pod.yaml");
+/// The specs of a pod's volumes are read by the parser.
+fn check_specs(pod: Pod) {
     for volume in pod.spec.unwrap().volumes.unwrap() {
         let text = &volume.csi.unwrap().volume_attributes.unwrap()["spec"];
         let facts = Facts {
@@ -209,4 +208,20 @@ fn the_examples_are_specs() {
         spec::parse(text, &Setting::local(), &|_| Ok(facts))
             .unwrap_or_else(|problems| panic!("{problems:?}"));
     }
+}
+
+#[test]
+fn the_examples_are_specs() {
+    for name in ["examples/pod.yaml", "examples/vault.yaml"] {
+        let pod = objects(name).pop().unwrap();
+        check_specs(serde_json::from_value(pod).unwrap());
+    }
+}
+
+#[test]
+fn the_example_of_vault_is_the_one_in_the_docs() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let example = read("deploy/examples/vault.yaml");
+    assert!(read("docs/backends/vault.md").contains(&format!("```yaml\n{example}```\n")));
 }

@@ -75,29 +75,21 @@ impl Plugin {
         let expected = expect.subscribe();
         let heard = watch::Sender::new(way.is_none());
         let heard_of = heard.subscribe();
-        let mut events = Events::off();
-        if let Some(way) = way {
-            let kube = Kube::open(&way, clock.clone()).await?;
-            let queue;
-            (events, queue) = Events::channel();
-            let writer = Writer {
-                kube: kube.clone(),
-                driver: config.driver.clone(),
-                node: node.clone(),
-                counts: events.counts(),
-            };
-            tokio::spawn(writer.run(queue));
-            let watching = Watching {
-                kube,
-                clock: clock.clone(),
-                driver: config.driver.clone(),
-                audiences: audiences.subscribe(),
-                readiness: readiness.clone(),
-                expect,
-                heard,
-            };
-            tokio::spawn(watching.start());
-        }
+        let events = match way {
+            None => Events::off(),
+            Some(way) => in_cluster(
+                node.clone(),
+                Watching {
+                    kube: Kube::open(&way, clock.clone()).await?,
+                    clock: clock.clone(),
+                    driver: config.driver.clone(),
+                    audiences: audiences.subscribe(),
+                    readiness: readiness.clone(),
+                    expect,
+                    heard,
+                },
+            ),
+        };
         let settings = settings(&config, registry);
         let settings = watch::Sender::new(Arc::new(settings));
         let volumes = Volumes::start(Parts {
@@ -178,6 +170,20 @@ impl Plugin {
             Err(error) => self.reloader.withdraw(error),
         }
     }
+}
+
+/// From now on Events are written, and the CSIDriver object is watched.
+fn in_cluster(node: String, watching: Watching) -> Events {
+    let (events, queue) = Events::channel();
+    let writer = Writer {
+        kube: watching.kube.clone(),
+        driver: watching.driver.clone(),
+        node,
+        counts: events.counts(),
+    };
+    tokio::spawn(writer.run(queue));
+    tokio::spawn(watching.start());
+    events
 }
 
 /// What the configuration says of volumes.

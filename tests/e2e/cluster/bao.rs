@@ -189,8 +189,9 @@ impl<'c> Bao<'c> {
         command
     }
 
+    /// What `bao` printed. It must work.
     #[track_caller]
-    fn call(&self, arguments: &[&str]) -> String {
+    pub fn call(&self, arguments: &[&str]) -> String {
         let output = fed(self.command().args(arguments), "");
         assert!(
             output.status.success(),

@@ -1,6 +1,12 @@
 //! The plugin: installed as `docs/install.md` says, asked, killed.
 
-use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    process::Command,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use super::{Cluster, IMAGE, eventually, fed, processes};
 
@@ -129,6 +135,14 @@ pub fn http(cluster: &Cluster, path: &str) -> String {
     cluster.kubectl(&["get", "--raw", &path])
 }
 
+/// One of its metrics, that has no labels.
+pub fn metric(cluster: &Cluster, name: &str) -> Option<f64> {
+    let metrics = http(cluster, "/metrics");
+    let mut lines = metrics.lines();
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value?.parse().ok()
+}
+
 /// Why it is not ready, in its own words.
 pub fn not_ready(cluster: &Cluster) -> Option<String> {
     // kubectl does not show what an error's answer says
@@ -176,12 +190,8 @@ pub fn wait_for_config(cluster: &Cluster) {
                 .ok()?
                 .modified()
                 .ok()?;
-            let metrics = http(cluster, "/metrics");
-            let line = metrics.lines().find_map(|line| {
-                line.strip_prefix("secretfs_config_last_reload_success_timestamp_seconds ")
-            })?;
-            let followed =
-                std::time::UNIX_EPOCH + std::time::Duration::from_secs_f64(line.parse().ok()?);
+            let name = "secretfs_config_last_reload_success_timestamp_seconds";
+            let followed = UNIX_EPOCH + Duration::from_secs_f64(metric(cluster, name)?);
             (file == wanted && followed >= changed).then_some(())
         },
         || told(cluster),
