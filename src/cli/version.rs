@@ -149,7 +149,7 @@ mod tests {
         let offers = |release: &str, in_namespace: bool| {
             let text = text(true, release, in_namespace);
             let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(json["features"], json!(["store", "tmpfs"]));
+            assert_eq!(json["features"], json!(["store", "vault", "tmpfs"]));
             let features = json["kernel"]["features"].as_object().unwrap().clone();
             let there = features.into_iter().filter(|(_, there)| there == true);
             there.map(|(name, _)| name).collect::<Vec<_>>().join(" ")

@@ -178,7 +178,8 @@ impl Endpoint<'_> {
             return None;
         }
         let told: Told = serde_json::from_str(data?.get()).ok()?;
-        let left = told.expiration?.checked_mul(1000)? - cx.clock.wall().as_millis();
+        let at = told.expiration?.checked_mul(1000)?;
+        let left = at.checked_sub(cx.clock.wall().as_millis())?;
         let left = Duration::from_millis(u64::try_from(left).ok()?);
         Some(cx.clock.now().after(left))
     }
