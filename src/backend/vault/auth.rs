@@ -73,7 +73,7 @@ impl Login {
         Self::new(now, token, life(auth.lease_duration), auth.renewable)
     }
 
-    pub(super) fn token(&self) -> &SecretBytes {
+    pub(super) fn token(&self) -> &Arc<SecretBytes> {
         &self.token
     }
 
@@ -138,12 +138,7 @@ impl Vault {
     /// Prolongs it. `None`: it is of no more use.
     pub(super) async fn renew(&self, cx: &Cx, login: &Login) -> Result<Option<Login>> {
         let now = cx.clock.now();
-        let call = Call {
-            path: "auth/token/renew-self",
-            token: Some(&login.token),
-            body: Some(b"{}".to_vec()),
-            ..Call::default()
-        };
+        let call = Call::about("auth/token/renew-self", &login.token);
         let Said::Good(body) = self.wire.call(cx, call).await? else {
             return Ok(None);
         };
@@ -273,9 +268,7 @@ impl Vault {
         };
         match self.wire.call(cx, call).await? {
             Said::Good(body) => {
-                let envelope: Envelope<'_> = wire::parse(body.expose())?;
-                let told: Told =
-                    wire::parse(envelope.data.map_or("", |data| data.get()).as_bytes())?;
+                let told: Told = wire::of_data(&body)?;
                 let life = told.expire_time.map(|_| life(told.ttl).unwrap_or_default());
                 Ok(Login::new(now, token, life, told.renewable))
             }
@@ -285,10 +278,9 @@ impl Vault {
         }
     }
 
-    /// Whether the store does not know the login's token any more.
-    pub(super) async fn is_dead(&self, cx: &Cx, login: &Login) -> Result<bool> {
-        let looked = self.look_up(cx, login.token.clone()).await;
-        match looked {
+    /// Whether the store does not know a token any more.
+    pub(super) async fn is_dead(&self, cx: &Cx, token: Arc<SecretBytes>) -> Result<bool> {
+        match self.look_up(cx, token).await {
             Ok(_) => Ok(false),
             Err(error) if *error.code() == codes::VAULT_TOKEN_REFUSED => Ok(true),
             Err(error) => Err(error),
@@ -297,12 +289,7 @@ impl Vault {
 
     /// Ends a login, and with it all leases that it made. One that the store does not know is over already.
     pub(super) async fn revoke_self(&self, cx: &Cx, token: &SecretBytes) -> Result<()> {
-        let call = Call {
-            path: "auth/token/revoke-self",
-            token: Some(token),
-            body: Some(b"{}".to_vec()),
-            ..Call::default()
-        };
+        let call = Call::about("auth/token/revoke-self", token);
         self.wire.call(cx, call).await.map(drop)
     }
 
@@ -324,12 +311,7 @@ impl Vault {
             return Ok(known.content.clone()); // 1
         }
         self.made_for_us(cx, &given).await?; // 2
-        let call = Call {
-            path: "sys/wrapping/unwrap",
-            token: Some(&given),
-            body: Some(b"{}".to_vec()),
-            ..Call::default()
-        };
+        let call = Call::about("sys/wrapping/unwrap", &given);
         let Said::Good(body) = self.wire.call(cx, call).await? else {
             return Err(Error::new(&codes::VAULT_WRAPPING)); // 3
         };
@@ -337,8 +319,7 @@ impl Vault {
         struct Told {
             secret_id: String,
         }
-        let envelope: Envelope<'_> = wire::parse(body.expose())?;
-        let told: Told = wire::parse(envelope.data.map_or("", |data| data.get()).as_bytes())?;
+        let told: Told = wire::of_data(&body)?;
         let content = Arc::new(SecretBytes::new(told.secret_id.into_bytes()));
         *self.unwrapped() = Some(Unwrapped {
             wrapping: given,
@@ -352,17 +333,11 @@ impl Vault {
         struct Told {
             creation_path: String,
         }
-        let call = Call {
-            path: "sys/wrapping/lookup",
-            token: Some(wrapping),
-            body: Some(b"{}".to_vec()),
-            ..Call::default()
-        };
+        let call = Call::about("sys/wrapping/lookup", wrapping);
         let Said::Good(body) = self.wire.call(cx, call).await? else {
             return Err(Error::new(&codes::VAULT_WRAPPING));
         };
-        let envelope: Envelope<'_> = wire::parse(body.expose())?;
-        let told: Told = wire::parse(envelope.data.map_or("", |data| data.get()).as_bytes())?;
+        let told: Told = wire::of_data(&body)?;
         let begins = format!("auth/{}/role/", self.settings.auth_mount);
         let ends = ["/secret-id", "/custom-secret-id"];
         let path = &told.creation_path;

@@ -249,12 +249,7 @@ impl Vault {
     /// When the token that made a lease now dies; `None`: never, or not known.
     async fn renew_token(&self, cx: &Cx, token: &SecretBytes) -> Result<Option<Mono>> {
         let now = cx.clock.now();
-        let call = Call {
-            path: "auth/token/renew-self",
-            token: Some(token),
-            body: Some(b"{}".to_vec()),
-            ..Call::default()
-        };
+        let call = Call::about("auth/token/renew-self", token);
         let Said::Good(body) = self.wire.call(cx, call).await? else {
             return Ok(None); // a token that cannot be renewed; a dead one the lease itself will tell
         };
@@ -285,7 +280,7 @@ impl Vault {
         match self.wire.call(cx, call).await? {
             Said::Good(_) | Said::Missing(_) | Said::Refused(_) => Ok(()),
             Said::Denied => {
-                let dead = self.is_dead_token(cx, token).await?;
+                let dead = self.is_dead(cx, Arc::new(token)).await?;
                 let denied = || {
                     Error::new(&codes::BACKEND_PERMISSION_DENIED)
                     .detail("the token may not revoke its leases (`sys/leases/revoke`): they end by themselves")

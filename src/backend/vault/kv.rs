@@ -15,7 +15,7 @@ use super::{
     Trouble, Vault,
     asked::Asked,
     auth::Login,
-    wire::{self, Call, Envelope, Said},
+    wire::{self, Call, Said},
 };
 use crate::{
     backend::{Cx, Fetched},
@@ -112,7 +112,7 @@ impl Kv2<'_> {
             }
             Said::Missing(_) | Said::Refused(_) => return Ok(false),
         };
-        let metadata: Metadata<'_> = of_data(&body)?;
+        let metadata: Metadata<'_> = wire::of_data(&body)?;
         let wanted = self.asked.version.unwrap_or(metadata.current_version);
         let state = metadata.versions.get(&wanted);
         let same = |state: &State| {
@@ -128,7 +128,7 @@ impl Kv2<'_> {
             .map(|number| ("version", number.to_string()));
         match self.call(cx, "data", version.into_iter().collect()).await? {
             Said::Good(body) => {
-                let data: Data<'_> = of_data(&body)?;
+                let data: Data<'_> = wire::of_data(&body)?;
                 if let Some(code) = data.metadata.gone(wall(cx)) {
                     return Err(self.gone(code, data.metadata.version).into());
                 }
@@ -145,7 +145,7 @@ impl Kv2<'_> {
 
     /// A 404 with metadata is of a version that was deleted or destroyed.
     fn missing(&self, cx: &Cx, body: &SecretBytes) -> Error {
-        let found = of_data::<Data<'_>>(body).ok();
+        let found = wire::of_data::<Data<'_>>(body).ok();
         let gone =
             found.and_then(|data| Some((data.metadata.gone(wall(cx))?, data.metadata.version)));
         match (gone, self.asked.version) {
@@ -176,7 +176,7 @@ impl Kv2<'_> {
             Said::Denied => return Err(super::denied(&self.path("metadata"))),
             Said::Refused(status) => return Err(super::refused(status).into()),
         };
-        let metadata: Metadata<'_> = of_data(&body)?;
+        let metadata: Metadata<'_> = wire::of_data(&body)?;
         let value = metadata.custom_metadata.map_or("{}", RawValue::get);
         Ok(super::unnumbered(
             cx,
@@ -222,12 +222,6 @@ fn current(state: &State, value: &RawValue, have: Option<&Object>) -> Fetched {
     })
 }
 
-/// The part `data` of an answer.
-fn of_data<'a, T: Deserialize<'a>>(body: &'a SecretBytes) -> Result<T> {
-    let envelope: Envelope<'a> = wire::parse(body.expose())?;
-    wire::parse(envelope.data.map_or("", RawValue::get).as_bytes())
-}
-
 fn wall(cx: &Cx) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(cx.clock.wall().as_millis()).unwrap_or_default()
 }
@@ -235,7 +229,7 @@ fn wall(cx: &Cx) -> jiff::Timestamp {
 /// The value of an answer of version 2.
 #[cfg(test)]
 pub(super) fn read(body: &SecretBytes) -> Result<SecretBytes> {
-    let data: Data<'_> = of_data(body)?;
+    let data: Data<'_> = wire::of_data(body)?;
     let value = data.data.map_or("null", RawValue::get);
     Ok(SecretBytes::new(value.as_bytes().to_vec()))
 }

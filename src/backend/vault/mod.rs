@@ -40,7 +40,7 @@ use self::{
     kv::Kv2,
     mounts::{Engine, Mounts},
     settings::{Method, Settings},
-    wire::{Call, Said, Wire},
+    wire::Wire,
 };
 pub use settings::{AUTH_KEYS, KEYS, TIMEOUT_KEYS, TLS_KEYS};
 
@@ -157,7 +157,7 @@ impl Vault {
                 Ok(fetched) => return Ok(fetched), // 2
                 Err(Trouble::Error(error)) => return Err(error),
                 Err(Trouble::Denied(what)) => {
-                    if !again || !self.is_dead(cx, &login).await? {
+                    if !again || !self.is_dead(cx, login.token().clone()).await? {
                         return Err(Error::new(&codes::BACKEND_PERMISSION_DENIED).detail(what)); // 3
                     }
                     tracing::trace!("a login has died");
@@ -221,16 +221,6 @@ impl Vault {
                 None => endpoint.ask(cx, want).await,
             },
         }
-    }
-
-    /// As [`Vault::is_dead`], of a token alone.
-    async fn is_dead_token(&self, cx: &Cx, token: SecretBytes) -> Result<bool> {
-        let call = Call {
-            path: "auth/token/lookup-self",
-            token: Some(&token),
-            ..Call::default()
-        };
-        Ok(!matches!(self.wire.call(cx, call).await?, Said::Good(_)))
     }
 
     fn unleased(&self) -> MutexGuard<'_, HashSet<Box<str>>> {

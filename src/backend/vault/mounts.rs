@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{
     Trouble,
     settings::Settings,
-    wire::{self, Call, Envelope, Said, Wire},
+    wire::{self, Call, Said, Wire},
 };
 use crate::{
     backend::Cx,
@@ -163,9 +163,7 @@ const OURS: &[&str] = &["system", "token", "cubbyhole"];
 /// What the server says is mounted; `None`: a login method, or the store itself. [`asked`](super::asked) refuses those by their names already, and
 /// cannot see them behind a child namespace's name.
 pub(super) fn read(body: &SecretBytes) -> Result<Option<Mount>> {
-    let envelope: Envelope<'_> = wire::parse(body.expose())?;
-    let data = envelope.data.map_or("", |data| data.get());
-    let told: Told = wire::parse(data.as_bytes())?;
+    let told: Told = wire::of_data(body)?;
     let kind = told.kind.strip_prefix("ns_").unwrap_or(&told.kind);
     if OURS.contains(&kind) || told.accessor.starts_with("auth_") {
         return Ok(None);

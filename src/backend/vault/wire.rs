@@ -86,6 +86,27 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
     })
 }
 
+/// The part `data` of an answer.
+///
+/// # Errors
+/// `backend.corrupt`.
+pub(super) fn of_data<'a, T: Deserialize<'a>>(body: &'a SecretBytes) -> Result<T> {
+    let envelope: Envelope<'a> = parse(body.expose())?;
+    parse(envelope.data.map_or("", RawValue::get).as_bytes())
+}
+
+impl<'a> Call<'a> {
+    /// A POST whose only parameter is the token.
+    pub(super) fn about(path: &'a str, token: &'a SecretBytes) -> Self {
+        Self {
+            path,
+            token: Some(token),
+            body: Some(b"{}".to_vec()),
+            ..Self::default()
+        }
+    }
+}
+
 impl Wire {
     pub(super) fn new(settings: http::Settings, namespace: Option<&str>) -> Self {
         Self {
