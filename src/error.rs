@@ -291,6 +291,12 @@ impl Error {
         self.0.step
     }
 
+    /// Whether it means that somebody may not have it. A token that is late is no denial.
+    pub fn is_denial(&self) -> bool {
+        let kinds = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated];
+        kinds.contains(&self.kind()) && self.code() != &codes::IDENTITY_TOKEN_STALE
+    }
+
     /// When to ask again, at the earliest.
     pub fn wait(&self) -> Option<Duration> {
         self.0.retry_after

@@ -14,7 +14,6 @@ use crate::{
         Published, Refused,
         publish::Order,
         served::{Followed, known},
-        trail::is_denial,
     },
 };
 
@@ -61,7 +60,7 @@ impl Attempt {
     pub fn denied(&self) -> Vec<(ObjectRef, &'static Code)> {
         let denied = |source: &Followed| {
             let view = source.view.borrow();
-            let error = view.error.as_deref().filter(|error| is_denial(error))?;
+            let error = view.error.as_deref().filter(|error| error.is_denial())?;
             let is_unknown = source.is_unanswered(&view);
             is_unknown.then(|| (source.key.object.clone(), error.code()))
         };

@@ -23,7 +23,7 @@ use crate::{
         served::{self, Followed, Job, Served},
         shortcut::is_taken,
         task::Task,
-        trail::{About, Trail, is_denial},
+        trail::{About, Trail},
         wanted::wanted_each,
     },
 };
@@ -238,7 +238,7 @@ impl Task {
         let each = wanted_each(&self.id, spec, who, &order.settings);
         let pairs = spec.objects.iter().zip(&each);
         let denied = pairs.filter_map(|(object, wanted)| {
-            let error = wanted.as_ref().err().filter(|error| is_denial(error))?;
+            let error = wanted.as_ref().err().filter(|error| error.is_denial())?;
             Some((object, error.code()))
         });
         self.put_refusals_on_record(self.about(order), &order.asked(), denied);

@@ -8,7 +8,7 @@
 
 use crate::{
     caller::Identity,
-    error::{Code, Error, ErrorKind, codes},
+    error::{Code, Error, codes},
     mount::VolumeId,
     observe::audit::{Audit, Record, What},
     path::TargetPath,
@@ -169,7 +169,7 @@ impl Served {
         let mut denials = Vec::new();
         for source in &mut self.sources {
             let error = source.view.borrow().error.clone();
-            match error.filter(|error| is_denial(error)) {
+            match error.filter(|error| error.is_denial()) {
                 Some(error) if !source.is_denied => {
                     source.is_denied = true;
                     denials.push((source.key.object.clone(), error.code()));
@@ -214,7 +214,7 @@ impl Task {
 
     fn is_denied_already(&self, asked: &AskedSpec) -> bool {
         let refusal = self.refusal.as_ref();
-        refusal.is_some_and(|before| before.is_of(asked) && is_denial(&before.failure.error))
+        refusal.is_some_and(|before| before.is_of(asked) && before.failure.error.is_denial())
     }
 
     /// The volume is gone from this node, with its files.
@@ -226,10 +226,4 @@ impl Task {
         };
         self.shared.audit.record(&about.whole(What::Remove, None));
     }
-}
-
-/// Whether an error means that somebody may not have it. A token that is late is no denial.
-pub(super) fn is_denial(error: &Error) -> bool {
-    let kinds = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated];
-    kinds.contains(&error.kind()) && error.code() != &codes::IDENTITY_TOKEN_STALE
 }

@@ -180,11 +180,7 @@ impl Source {
     /// Whether a refusal does not count yet: it may be about the token only, which is void once its pod is gone, and another pod of the
     /// same account has one too. One more request, and only where it begins to fail: a refusal that stays costs no more than before.
     fn may_be_the_tokens_fault(&mut self, error: &Error) -> bool {
-        let is_refusal = matches!(
-            error.kind(),
-            ErrorKind::Unauthenticated | ErrorKind::PermissionDenied
-        );
-        if !is_refusal || !matches!(self.key.principal, Principal::ServiceAccount { .. }) {
+        if !error.is_denial() || !matches!(self.key.principal, Principal::ServiceAccount { .. }) {
             return false;
         }
         self.refused = Some(self.proof);
@@ -375,13 +371,12 @@ impl Source {
     fn failed(&mut self, now: Mono, error: Error) {
         self.round = self.round.wrapping_add(1);
         let again = std::mem::take(&mut self.again);
-        let is_stale = *error.code() == codes::IDENTITY_TOKEN_STALE;
-        if !is_stale && self.may_be_the_tokens_fault(&error) {
+        if self.may_be_the_tokens_fault(&error) {
             (self.due, self.urgency) = (Some(now), Urgency::Publish);
             return;
         }
         self.second_try = false;
-        if is_stale {
+        if *error.code() == codes::IDENTITY_TOKEN_STALE {
             let newer = self.freshest().is_some_and(|one| one.given > self.proof);
             (self.stale, self.due) = (!newer, newer.then_some(now)); // it may have come meanwhile
         } else {
