@@ -82,7 +82,7 @@ pub mod codes {
         SPEC_PATH_CONFLICT = "spec.path_conflict" InvalidSpec "Two files have the same path, or one lies inside the other." "Give one of the two another path.";
         SPEC_BAD_TEMPLATE = "spec.bad_template" InvalidSpec "A template cannot be compiled." "Mend the line of the template that is named.";
         SPEC_BAD_MODE = "spec.bad_mode" InvalidSpec "A mode is not a quoted octal string of at most 0777." "Write it like \"0440\".";
-        SPEC_BAD_INTERVAL = "spec.bad_interval" InvalidSpec "An interval is not a duration within the limits." "Write it like 60s, 5m or 1h, from 1s to 720h.";
+        SPEC_BAD_INTERVAL = "spec.bad_interval" InvalidSpec "An interval, or another span of time, is not a duration within its bounds." "Write it like 60s, 5m or 1h, within the bounds that are named.";
         SPEC_NOT_IMPLEMENTED = "spec.not_implemented" InvalidSpec "The key is reserved and this version does not implement it." "Remove the key, or use a version that has it.";
         SPEC_TOO_LARGE = "spec.too_large" InvalidSpec "The spec exceeds a limit." "Make it smaller; the limit is named.";
         SPEC_TOO_DEEP = "spec.too_deep" InvalidSpec "The spec is nested too deeply, or its aliases expand without end." "Flatten it.";
@@ -121,6 +121,7 @@ pub mod codes {
         BACKEND_ANSWER_TOO_LARGE = "backend.answer_too_large" Exhausted "The store's answer is larger than any secret may be." "Make the secret smaller, or name another path.";
         BACKEND_CANCELLED = "backend.cancelled" Unavailable "Nobody wants the answer any more." "Nothing.";
         IDENTITY_TOKEN_STALE = "identity.token_stale" Unauthenticated "There is no fresh token for the audience." "Nothing: the kubelet brings one within 90 seconds.";
+        POLICY_UNKNOWN_BACKEND = "policy.unknown_backend" PermissionDenied "The backend of a secret that is mounted has left the node's configuration." "Configure it again, or let the volume name another.";
         POLICY_DENIED = "policy.denied" PermissionDenied "No line of the node's policy allows this." "Add a line to the policy.";
         // Vault and OpenBao
         VAULT_SEALED = "vault.sealed" Unavailable "The store is sealed: it has its data and not the key to it." "Unseal it; it is asked again.";
@@ -295,6 +296,18 @@ impl Error {
     pub fn is_denial(&self) -> bool {
         let kinds = [ErrorKind::PermissionDenied, ErrorKind::Unauthenticated];
         kinds.contains(&self.kind()) && self.code() != &codes::IDENTITY_TOKEN_STALE
+    }
+
+    /// Whether it means that nobody was there to answer.
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+    }
+
+    /// Whether it means that a secret, or the right to it, is gone by the word of who has to say so. A refused login is no such word: that of
+    /// a whole cluster is refused when one of its own credentials has ended. Nor is a backend that has left the configuration.
+    pub fn takes_back(&self) -> bool {
+        let kinds = [ErrorKind::PermissionDenied, ErrorKind::SecretNotFound];
+        kinds.contains(&self.kind()) && self.code() != &codes::POLICY_UNKNOWN_BACKEND
     }
 
     /// When to ask again, at the earliest.

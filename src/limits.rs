@@ -62,6 +62,9 @@ pub const RENDER_DELAY: Duration = Duration::from_millis(200);
 pub const REFRESH_MIN: Duration = Duration::from_secs(1);
 /// Longest `refreshInterval`: beyond it "never" is meant.
 pub const REFRESH_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long files stay whose secret is refused or deleted, where the spec does not say: long enough to see the Event and mend a mistake, short
+/// enough that a right that was taken away is gone.
+pub const DENIED_GRACE: Duration = Duration::from_secs(10 * 60);
 /// `refreshInterval` when the spec has none.
 pub const REFRESH_DEFAULT: Duration = Duration::from_secs(60);
 /// One request to a store.

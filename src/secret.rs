@@ -78,8 +78,11 @@ pub struct Object {
 pub enum Known {
     /// Not asked since our start.
     Unknown,
-    /// The store says that there is none, or access is gone and the policy says remove.
+    /// The store says that there is none.
     Absent,
+    /// There was one, and this volume may show it no longer: it has been refused, or gone from the store, for longer than the spec lets its
+    /// files stay. Says the volume, never a source.
+    Withdrawn,
     /// This.
     Object(Arc<Object>),
 }

@@ -25,8 +25,8 @@ pub use text::CONTENT_TYPE;
 use self::{
     cells::{Calls, Codes, Count, Histogram, counts},
     table::{
-        GRPC_CODES, LOOKUPS, METHODS, MOUNTS, NOT_MODIFIED, OK, OPERATIONS, OTHER, ROTATIONS,
-        STATES, TIMED,
+        GRPC_CODES, LOOKUPS, METHODS, MOUNTS, NOT_MODIFIED, OK, OPERATIONS, OTHER, REMOVALS,
+        ROTATIONS, STATES, TIMED,
     },
     text::Text,
 };
@@ -100,6 +100,15 @@ pub enum Lookup {
     Miss,
     /// Another volume waits for it as well.
     Shared,
+}
+
+/// Why a secret's files were removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// It is refused.
+    Denied,
+    /// The store has it no more.
+    Deleted,
 }
 
 /// What is when somebody scrapes.
@@ -249,6 +258,12 @@ impl Metrics {
                 family.sample(&[name.as_str(), result], count.value());
             }
         }
+        let mut family = text.family(&table::SECRETS_REMOVED);
+        for (name, meter) in &backends {
+            for (reason, count) in REMOVALS.iter().zip(&meter.removals) {
+                family.sample(&[name.as_str(), reason], count.value());
+            }
+        }
         let mut family = text.family(&table::LEASES);
         for name in backends.keys() {
             let leases = moment.leases.get(name).unwrap_or(&0);
@@ -284,6 +299,7 @@ pub struct BackendMeter {
     requests: [Ends; OPERATIONS.len()],
     durations: [Histogram; TIMED.len()],
     lookups: [Count; LOOKUPS.len()],
+    removals: [Count; REMOVALS.len()],
 }
 
 impl Default for BackendMeter {
@@ -292,6 +308,7 @@ impl Default for BackendMeter {
             requests: Default::default(),
             durations: std::array::from_fn(|_| Histogram::new(table::REQUESTS)),
             lookups: Default::default(),
+            removals: Default::default(),
         }
     }
 }
@@ -343,5 +360,10 @@ impl BackendMeter {
     /// A volume wanted a source.
     pub fn lookup(&self, lookup: Lookup) {
         self.lookups.get(lookup as usize).inspect(|c| c.add());
+    }
+
+    /// A mounted volume lost a secret.
+    pub fn removed(&self, removal: Removal) {
+        self.removals.get(removal as usize).inspect(|c| c.add());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`FileSet`] is what readers should see next. Each rule of the spec becomes one file, or (`#*`) one for each field. A file
 //! is rendered when all its objects are known; with one Unknown it is *kept* as it is mounted; with one Absent it is
-//! absent, or an error, as the rule says.
+//! absent, or an error, as the rule says; with one Withdrawn it is absent.
 //!
 //! `fields` looks into objects, `decode`, `format` and `template` make bytes of what is found, `quote` writes text so that a
 //! reader of some syntax gets it back. Does not: fetch, mount, decide when.

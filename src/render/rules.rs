@@ -17,7 +17,8 @@ use crate::{
 /// The files of `spec`, of its `objects` (one for each of [`VolumeSpec::objects`], in that order).
 ///
 /// For each rule:
-/// 1. An object Absent: no file, if it is optional; else an error, for the volume is not what its author asked for.
+/// 1. An object Withdrawn: no file. One Absent: the same, if the file is optional; else an error, for the volume is not what its author
+///    asked for.
 /// 2. An object Unknown: the file is kept; of a directory, all that is below it.
 /// 3. All known: its bytes are made, and counted.
 ///
@@ -52,6 +53,7 @@ pub fn render_all(spec: &VolumeSpec, objects: &[Known]) -> (FileSet, Vec<Failure
         .map(|(name, known)| match known {
             Known::Object(object) => Seen::Object(Look::new(name, object)),
             Known::Absent => Seen::Absent,
+            Known::Withdrawn => Seen::Withdrawn,
             Known::Unknown => Seen::Unknown,
         })
         .collect();
@@ -87,6 +89,7 @@ fn place(rule: &FileRule) -> String {
 enum Seen<'a> {
     Unknown,
     Absent,
+    Withdrawn,
     Object(Look<'a>),
 }
 
@@ -102,6 +105,10 @@ struct Out<'a> {
 impl<'a> Out<'a> {
     fn rule(&mut self, rule: &FileRule) -> Result<()> {
         let used = rule.origin.objects();
+        let is_withdrawn = |index| matches!(self.looks.get(index), Some(Seen::Withdrawn));
+        if used.iter().any(|index| is_withdrawn(*index)) {
+            return Ok(()); // 1
+        }
         let absent = used
             .iter()
             .find(|index| matches!(self.looks.get(**index), Some(Seen::Absent)));

@@ -53,6 +53,8 @@ pub struct SourceView {
     pub error: Option<Arc<Error>>,
     /// Since when it has been failing.
     pub failing_since: Option<Mono>,
+    /// Since when the store has been saying that we may not have it, or that there is none. An outage does not change that; an object does.
+    pub refused_since: Option<Mono>,
     /// Whether a request is in flight: the volume waits for it a little before it renders.
     pub in_flight: bool,
     /// Why changes are not told at present; `None`: they are, or the backend never does.
@@ -73,10 +75,25 @@ pub struct Terms {
 }
 
 impl SourceView {
-    /// Whether there is an answer that a volume which comes at `now` may be given.
+    /// Whether there is an answer that a volume which comes at `now` may be given: not where the store has changed its mind since.
     pub(crate) fn serves(&self, now: Mono, recent: Option<Duration>) -> bool {
         let is_recent = |longest| self.checked_at.is_some_and(|at| now.since(at) <= longest);
-        !matches!(self.known, Known::Unknown) && recent.is_none_or(is_recent)
+        let is_taken_back = self.error.is_some() && self.refused_since.is_some();
+        !matches!(self.known, Known::Unknown) && !is_taken_back && recent.is_none_or(is_recent)
+    }
+
+    /// The same while the store does not answer, for a volume that takes what was confirmed at most `longest` ago.
+    pub(crate) fn serves_stale(&self, now: Mono, longest: Duration) -> bool {
+        let is_down = self.error.as_ref().is_some_and(|error| error.is_outage());
+        is_down && !longest.is_zero() && self.serves(now, Some(longest))
+    }
+
+    /// Whether the store's last word is that we may not have it, or that there is none.
+    pub(crate) fn is_refused(&self) -> bool {
+        match &self.error {
+            Some(error) => error.takes_back(),
+            None => matches!(self.known, Known::Absent),
+        }
     }
 
     /// Whether a volume would see no difference; when the source will be asked next does not matter to it.
@@ -89,9 +106,8 @@ impl SourceView {
     /// Whether all that differs is that the source was asked.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         let known = match (&self.known, &other.known) {
-            (Known::Unknown, Known::Unknown) | (Known::Absent, Known::Absent) => true,
             (Known::Object(one), Known::Object(other)) => Arc::ptr_eq(one, other),
-            (Known::Unknown | Known::Absent | Known::Object(_), _) => false,
+            (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
         };
         let same = |one: &Option<Arc<Error>>, other: &Option<Arc<Error>>| {
             one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
@@ -109,6 +125,7 @@ impl SourceView {
             checked_at: None,
             error: None,
             failing_since: None,
+            refused_since: None,
             in_flight: false,
             watch_error: None,
             next_at: None,

@@ -42,6 +42,7 @@ use crate::{
 };
 
 /// One source that a volume wants.
+#[derive(Clone)]
 pub struct Wanted {
     /// Which.
     pub key: SourceKey,

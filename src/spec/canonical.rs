@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::spec::{Digest, FileRule, Origin, Refresh, Select, VolumeSpec};
+use crate::spec::{Digest, FileRule, OnDenied, Origin, Refresh, Select, VolumeSpec};
 
 /// SHA-256 of the spec as JSON with sorted keys, each object written out where it is used.
 pub(super) fn digest(spec: &VolumeSpec) -> Digest {
@@ -13,6 +13,11 @@ pub(super) fn digest(spec: &VolumeSpec) -> Digest {
         "refresh": match spec.refresh {
             Refresh::Every(every) => json!(every.as_secs()),
             Refresh::Never => json!("never"),
+        },
+        "stale": spec.serve_stale_for.as_secs(),
+        "denied": match spec.on_denied {
+            OnDenied::Keep => json!("keep"),
+            OnDenied::RemoveAfter(grace) => json!(grace.as_secs()),
         },
         "mode": spec.default_mode.bits(),
         "uid": spec.owner.uid,

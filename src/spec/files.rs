@@ -9,10 +9,11 @@ use crate::{
     spec::{
         BackendName, Decode, FileRule, Format, ObjectRef, Origin, Part, Problems, Select, Share,
         Span,
-        parse::{Reader, duration},
+        parse::Reader,
         read::{self, Fields, shown},
         reference::{self, From, Take},
         template::{self, Place},
+        times::duration,
     },
     yaml::{Node, Scalar, Style, Value},
 };

@@ -13,6 +13,7 @@ pub mod reference;
 mod scan;
 pub mod suggest;
 pub mod template;
+pub mod times;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -232,6 +233,16 @@ impl Default for VolumeLimits {
     }
 }
 
+/// What becomes of files whose secret the store, or the node's policy, refuses from now on, or does not have any more. A store that is down
+/// is another matter: then they stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnDenied {
+    /// They stay as they are while the volume lives.
+    Keep,
+    /// They stay for so long, and then go.
+    RemoveAfter(Duration),
+}
+
 /// Valid, complete, no secrets: may be logged and saved.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeSpec {
@@ -239,6 +250,10 @@ pub struct VolumeSpec {
     pub mount: MountKind,
     /// How often sources are asked.
     pub refresh: Refresh,
+    /// What the store confirmed so long ago may still be given to a volume that comes while the store does not answer. Zero: nothing.
+    pub serve_stale_for: Duration,
+    /// What becomes of files whose secret is refused, or is there no more.
+    pub on_denied: OnDenied,
     /// Each object once, however often the spec names it.
     pub objects: Vec<ObjectRef>,
     /// At least one.

@@ -8,15 +8,12 @@
 //!
 //! A part that is wrong is left out and the rest is read on, so one fault is told once and hides no other.
 
-use std::time::Duration;
-
 use crate::{
     error::codes,
-    limits,
     path::{Mode, Owner},
     spec::{
-        MountKind, ObjectRef, Part, Places, Problem, Problems, Refresh, Select, Share, Span,
-        VolumeLimits, VolumeSpec, canonical,
+        MountKind, ObjectRef, Part, Places, Problem, Problems, Select, Share, Span, VolumeLimits,
+        VolumeSpec, canonical,
         files::{self, Claim},
         read::{self, Fields, shown},
         reference::{self, Reference, Take},
@@ -112,6 +109,8 @@ pub const KEYS: &[&str] = &[
     "apiVersion",
     "mount",
     "refreshInterval",
+    "serveStaleFor",
+    "onDenied",
     "defaultMode",
     "uid",
     "gid",
@@ -119,7 +118,7 @@ pub const KEYS: &[&str] = &[
     "files",
 ];
 /// Keys that a later version will have.
-pub const RESERVED: &[&str] = &["onDenied", "serveStaleFor", "fuse"];
+pub const RESERVED: &[&str] = &["fuse"];
 
 /// A spec being read.
 pub(super) struct Reader<'a> {
@@ -148,6 +147,7 @@ impl Reader<'_> {
         self.api_version(&top);
         let mount = self.mount(&top);
         let refresh = self.refresh(&top);
+        let (serve_stale_for, on_denied) = (self.serve_stale_for(&top), self.on_denied(&top));
         let mode = top
             .value("defaultMode")
             .and_then(|node| self.mode(node, "defaultMode"));
@@ -171,6 +171,8 @@ impl Reader<'_> {
         let mut spec = VolumeSpec {
             mount,
             refresh,
+            serve_stale_for,
+            on_denied,
             objects: self
                 .objects
                 .iter()
@@ -230,39 +232,6 @@ impl Reader<'_> {
             );
         }
         kind.unwrap_or(MountKind::Tmpfs)
-    }
-
-    fn refresh(&mut self, top: &Fields<'_>) -> Refresh {
-        let default = Refresh::Every(limits::REFRESH_DEFAULT);
-        let Some(node) = top.value("refreshInterval") else {
-            return default;
-        };
-        let Some(scalar) = read::text(node, "refreshInterval", &mut self.problems) else {
-            return default;
-        };
-        if scalar.text == "never" {
-            return Refresh::Never;
-        }
-        let parsed = duration(&scalar.text);
-        match parsed {
-            Some(every) if (limits::REFRESH_MIN..=limits::REFRESH_MAX).contains(&every) => {
-                Refresh::Every(every)
-            }
-            _ => {
-                let why = if parsed.is_some() {
-                    "is out of bounds"
-                } else {
-                    "is not a duration"
-                };
-                let message = format!("refreshInterval `{}` {why}", shown(&scalar.text));
-                let help =
-                    Some("write it like 60s, 5m or 1h30m, from 1s to 720h; or never".to_owned());
-                let code = &codes::SPEC_BAD_INTERVAL;
-                self.problems
-                    .add(code, node.at, "refreshInterval", message, help);
-                default
-            }
-        }
     }
 
     /// A mode: a quoted octal string. 0440 without quotes is another number to every YAML reader.
@@ -444,28 +413,6 @@ impl Reader<'_> {
         }
     }
 
-    fn never(&mut self, top: &Fields<'_>, refresh: Refresh) {
-        let Some(node) = top
-            .value("refreshInterval")
-            .filter(|_| refresh == Refresh::Never)
-        else {
-            return;
-        };
-        let stuck = self
-            .objects
-            .iter()
-            .find(|(object, facts)| !facts.pushes && object.version.is_none());
-        if let Some((object, _)) = stuck {
-            let message = format!(
-                "`refreshInterval: never`, but `{object}` cannot push and has no fixed version"
-            );
-            let help = Some("give an interval, or fix the version with @VERSION".to_owned());
-            let code = &codes::SPEC_NEVER_REFRESHED;
-            self.problems
-                .add(code, node.at, "refreshInterval", message, help);
-        }
-    }
-
     fn read_files(&mut self, top: &Fields<'_>) -> Vec<Claim> {
         let Some(node) = top.require("files", &mut self.problems) else {
             return Vec::new();
@@ -501,53 +448,5 @@ impl Reader<'_> {
     pub fn source_help(&self, name: &str) -> Option<String> {
         suggest::did_you_mean(name, self.sources.iter().map(|source| &*source.name))
             .or_else(|| Some("declare it under `sources`".to_owned()))
-    }
-}
-
-/// `1h30m`, `60s`, `5m`: whole numbers with units, the larger unit first.
-pub fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = 0u64;
-    let mut last = u64::MAX;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest.get(..digits)?.parse().ok()?;
-        let seconds = match rest.as_bytes().get(digits)? {
-            b'h' => 3600,
-            b'm' => 60,
-            b's' => 1,
-            _ => return None,
-        };
-        if seconds >= last {
-            return None;
-        }
-        last = seconds;
-        total = total.checked_add(number.checked_mul(seconds)?)?;
-        rest = rest.get(digits + 1..)?;
-    }
-    (last != u64::MAX).then(|| Duration::from_secs(total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_units() {
-        for (text, seconds) in [
-            ("60s", Some(60)),
-            ("5m", Some(300)),
-            ("1h30m", Some(5400)),
-            ("720h", Some(2_592_000)),
-            ("60", None),
-            ("", None),
-            ("1d", None),
-            ("30m1h", None),
-            ("1.5h", None),
-            ("-1s", None),
-            ("99999999999999999999h", None),
-        ] {
-            assert_eq!(duration(text), seconds.map(Duration::from_secs), "{text}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! A publish that waits for its sources, as a state of the volume's task.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -10,11 +10,7 @@ use crate::{
     render::Known,
     source::SourceView,
     spec::ObjectRef,
-    volume::{
-        Published, Refused,
-        publish::Order,
-        served::{Followed, known},
-    },
+    volume::{Published, Refused, followed::Followed, publish::Order},
 };
 
 /// It is dropped when it has succeeded or failed, when its caller has gone, or when an unpublish overtakes it.
@@ -33,21 +29,23 @@ pub(super) struct Attempt {
 
 impl Attempt {
     /// `None`: wait. A source that fails while nothing is known of it that we may be given fails the publish; one that had failed before
-    /// and is being asked again does not yet.
+    /// and is being asked again does not yet. While its store is down, what is known of it may do (`serveStaleFor`).
     pub fn outcome(&self, now: Mono) -> Option<Result<Vec<Known>>> {
         let mut waiting = None;
         for source in &self.sources {
             let view = source.view.borrow();
-            match (source.is_unanswered(&view), &view.error) {
-                (true, Some(error)) if !view.in_flight || source.has_failed_since(error) => {
+            if !self.is_unanswered(source, &view, now) || self.is_stale(source, now) {
+                continue;
+            }
+            match &view.error {
+                Some(error) if !view.in_flight || source.has_failed_since(error) => {
                     return Some(Err((**error).clone()));
                 }
-                (true, _) => waiting = Some(source),
-                (false, _) => {}
+                _ => waiting = Some(source),
             }
         }
         match waiting {
-            None => Some(Ok(known(&self.sources))),
+            None => Some(Ok(self.known())),
             Some(source) if self.deadline <= now => {
                 let error = Error::new(&codes::BACKEND_TIMEOUT).object(&source.key.object);
                 Some(Err(error))
@@ -56,12 +54,44 @@ impl Attempt {
         }
     }
 
+    fn known(&self) -> Vec<Known> {
+        let all = self.sources.iter();
+        all.map(|source| source.view.borrow().known.clone())
+            .collect()
+    }
+
+    /// Whether there is nothing yet that this volume may be given. What would have to go at once is not given to it again.
+    fn is_unanswered(&self, source: &Followed, view: &SourceView, now: Mono) -> bool {
+        let is_too_old = source.too_old.is_some() && source.too_old == view.checked_at;
+        let is_taken_back =
+            view.error.is_some() && source.is_over(view, self.order.spec.on_denied, now);
+        matches!(view.known, Known::Unknown) || is_too_old || is_taken_back
+    }
+
+    /// Whether the volume may have what it would not get if the store answered.
+    fn is_stale(&self, source: &Followed, now: Mono) -> bool {
+        let view = source.view.borrow();
+        let longest = self.order.spec.serve_stale_for;
+        source.too_old.is_some() && view.serves_stale(now, longest)
+    }
+
+    /// How long ago the oldest of the secrets was confirmed that it gets only because their store does not answer.
+    pub fn stale_for(&self, now: Mono) -> Option<Duration> {
+        let is_stale = |source: &&Followed| self.is_stale(source, now);
+        let confirmed = self
+            .sources
+            .iter()
+            .filter(is_stale)
+            .filter_map(|source| source.too_old);
+        confirmed.min().map(|at| now.since(at))
+    }
+
     /// The secrets of which nothing is known because they are denied.
-    pub fn denied(&self) -> Vec<(ObjectRef, &'static Code)> {
+    pub fn denied(&self, now: Mono) -> Vec<(ObjectRef, &'static Code)> {
         let denied = |source: &Followed| {
             let view = source.view.borrow();
             let error = view.error.as_deref().filter(|error| error.is_denial())?;
-            let is_unknown = source.is_unanswered(&view);
+            let is_unknown = self.is_unanswered(source, &view, now);
             is_unknown.then(|| (source.key.object.clone(), error.code()))
         };
         self.sources.iter().filter_map(denied).collect()
@@ -73,19 +103,6 @@ impl Attempt {
             Some(attempt) => attempt.caller.reply.closed().await,
             None => std::future::pending().await,
         }
-    }
-}
-
-impl Followed {
-    /// Whether there is nothing yet that this volume may be given.
-    fn is_unanswered(&self, view: &SourceView) -> bool {
-        let is_too_old = self.too_old.is_some() && self.too_old == view.checked_at;
-        matches!(view.known, Known::Unknown) || is_too_old
-    }
-
-    fn has_failed_since(&self, error: &Arc<Error>) -> bool {
-        let before = self.before.as_ref();
-        !before.is_some_and(|before| Arc::ptr_eq(before, error))
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! [`Volumes`] is the way in. `decide` is the idempotency table and `complaint` the log's patience, both pure; `task` is the loop,
 //! `publish` its longest command, `shortcut` the common first one, `read` where its spec comes from, `specs` those that were read, `unpublish` the last command, `restore` the first after a restart, with the
-//! help of `record`; `look` is what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows; `status` is what is told, `gauges` the sum of it, `trail` what goes on record.
+//! help of `record`; `look` is what the kernel shows, `attempt` a publish that waits, `served` the mount with what it shows, `followed` one of its sources; `withdraw` is what it may show no longer; `status` is what is told, `gauges` the sum of it, `trail` what goes on record.
 //!
 //! Does not: ask a store, know when to ask one, or know how a mount is made.
 
@@ -15,6 +15,7 @@ pub mod decide;
 pub mod record;
 
 mod attempt;
+mod followed;
 mod gauges;
 mod ledger;
 mod look;
@@ -31,6 +32,7 @@ mod trail;
 mod unpublish;
 mod volumes;
 mod wanted;
+mod withdraw;
 mod word;
 
 pub use gauges::Gauges;
@@ -134,6 +136,9 @@ pub struct SourceStatus {
     pub reference: String,
     /// The version that is mounted.
     pub version: Option<String>,
+    /// Whether its files are gone, because it has been refused or deleted for longer than the spec lets them stay.
+    #[serde(default)]
+    pub removed: bool,
     /// Whether the store tells of changes; not while its watch is down.
     pub pushes: bool,
     /// Its own error, or why its watch is down.

@@ -1,6 +1,6 @@
 //! The task's half that publishes: compare, look, decide, subscribe, and once the sources have answered, show.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -11,7 +11,7 @@ use crate::{
     path::TargetPath,
     render::{Generation, Known},
     source::{
-        SourceKey, SourceView,
+        SourceView,
         runner::{Subscription, Wanted},
     },
     spec::{MountKind, VolumeSpec},
@@ -19,8 +19,9 @@ use crate::{
         Placing, PublishRequest, Published, Settings,
         attempt::{Attempt, Waiting},
         decide::{Call, Decision, Phase, Remembered, Seen, decide},
+        followed::Followed,
         record::VolumeRecord,
-        served::{self, Followed, Job, Served},
+        served::{self, Job, Served},
         shortcut::is_taken,
         task::Task,
         trail::{About, Trail},
@@ -39,9 +40,6 @@ pub(super) struct Order {
     /// By which it was read.
     pub settings: Arc<Settings>,
 }
-
-/// The keys of the sources that a volume wants, and whether each is told of changes.
-pub(super) type Keys = Vec<(SourceKey, bool, Option<Duration>)>;
 
 /// What a publish comes to at once.
 enum Next {
@@ -254,48 +252,33 @@ impl Task {
     }
 
     pub async fn subscribe(&mut self, order: &Order, wanted: Vec<Wanted>) -> Result<Vec<Followed>> {
-        let (keys, subscription) = self.subscription(order, wanted);
+        let subscription = self.subscription(order, wanted.clone());
         let views = self.shared.sources.subscribe(subscription).await?;
-        Ok(self.followed(keys, views))
+        Ok(self.followed(wanted, views))
     }
 
-    /// What to ask the sources for, and under which keys its views will be followed.
-    pub fn subscription(&self, order: &Order, wanted: Vec<Wanted>) -> (Keys, Subscription) {
-        let keys = wanted
-            .iter()
-            .map(|want| (want.key.clone(), want.pushes, want.recent))
-            .collect();
-        let subscription = Subscription {
+    pub fn subscription(&self, order: &Order, wanted: Vec<Wanted>) -> Subscription {
+        Subscription {
             volume: self.id.clone(),
             wanted,
             caller: order.caller.clone(),
             wake: self.wake.clone(),
-        };
-        (keys, subscription)
+        }
     }
 
-    pub fn followed(&self, keys: Keys, views: Vec<watch::Receiver<SourceView>>) -> Vec<Followed> {
+    /// The views that came of what is wanted.
+    pub fn followed(
+        &self,
+        wanted: Vec<Wanted>,
+        views: Vec<watch::Receiver<SourceView>>,
+    ) -> Vec<Followed> {
         let before = self.served.as_ref().map(|served| &served.sources);
-        let former = |key: &SourceKey| before?.iter().find(|source| source.key == *key);
         let now = self.shared.clock.now();
-        keys.into_iter()
-            .zip(views)
-            .map(|((key, pushes, recent), view)| {
-                let former = former(&key);
-                let shown = view.borrow();
-                let serves = former.is_some() || shown.serves(now, recent);
-                let too_old = shown.checked_at.filter(|_| !serves);
-                let before = shown.error.clone();
-                drop(shown);
-                Followed {
-                    too_old,
-                    delivered: former.and_then(|former| former.delivered.clone()),
-                    is_denied: former.is_some_and(|former| former.is_denied),
-                    key,
-                    pushes,
-                    view,
-                    before,
-                }
+        let pairs = wanted.into_iter().zip(views);
+        pairs
+            .map(|(want, view)| {
+                let former = before.and_then(|all| all.iter().find(|one| one.key == want.key));
+                Followed::new(want, view, former, now)
             })
             .collect()
     }
@@ -319,9 +302,13 @@ impl Task {
             return self.undo();
         };
         if outcome.is_err() {
-            let (denied, order) = (attempt.denied(), &attempt.order);
+            let (denied, order) = (attempt.denied(now), &attempt.order);
             let denied = denied.iter().map(|(object, code)| (object, *code));
             self.put_refusals_on_record(self.about(order), &order.asked(), denied);
+        }
+        if let (Ok(_), Some(age)) = (&outcome, attempt.stale_for(now)) {
+            let age_s = age.as_secs();
+            tracing::warn!(volume_id = %self.id, age_s, "a volume starts from this node's cache: a store does not answer");
         }
         let Attempt {
             order,

@@ -16,23 +16,17 @@ use crate::{
     error::{Error, Result, codes},
     render::Known,
     source::{
-        SourceKey, SourceView,
+        SourceView,
         runner::{Moving, Wanted},
     },
-    volume::{
-        Settings,
-        served::{Followed, Served},
-        task::Task,
-        wanted::wanted_each,
-    },
+    volume::{Settings, followed::Followed, served::Served, task::Task, wanted::wanted_each},
 };
 
 /// What becomes of one source.
 enum Step {
     Keep,
     Freeze(Error),
-    /// Number of the view that the pool gives.
-    Follow(SourceKey, bool),
+    Follow(Wanted),
 }
 
 impl Task {
@@ -103,9 +97,8 @@ fn step(source: &Followed, judged: Result<Wanted>, wanted: &mut Vec<Wanted>) -> 
     match judged {
         Ok(want) if want.key == source.key && source.is_live() => Step::Keep,
         Ok(want) => {
-            let (key, pushes) = (want.key.clone(), want.pushes);
-            wanted.push(want);
-            Step::Follow(key, pushes)
+            wanted.push(want.clone());
+            Step::Follow(want)
         }
         Err(error) => {
             let shown = source.view.borrow();
@@ -125,16 +118,9 @@ fn denied(error: &Error) -> Error {
     if error.code() == &codes::POLICY_DENIED {
         return error.clone();
     }
-    Error::new(&codes::POLICY_DENIED).detail(format!(
+    Error::new(&codes::POLICY_UNKNOWN_BACKEND).detail(format!(
         "{error}: its backend is no longer in the node's configuration"
     ))
-}
-
-impl Followed {
-    /// Whether the pool keeps it current.
-    fn is_live(&self) -> bool {
-        self.view.has_changed().is_ok()
-    }
 }
 
 impl Served {
@@ -148,7 +134,7 @@ impl Served {
                     let view = frozen(&source.view.borrow(), error, now);
                     source.view = view;
                 }
-                Step::Follow(key, pushes) => {
+                Step::Follow(want) => {
                     let Some(view) = views.next() else { continue };
                     let has_lease = matches!(&source.view.borrow().known, Known::Object(object) if object.lease.is_some());
                     if has_lease && source.is_live() {
@@ -156,17 +142,11 @@ impl Served {
                     }
                     *tried = match &view.borrow().known {
                         Known::Unknown => Known::Unknown,
-                        Known::Absent | Known::Object(_) => tried.clone(),
+                        Known::Absent | Known::Withdrawn | Known::Object(_) => tried.clone(),
                     };
-                    let before = view.borrow().error.clone();
                     *source = Followed {
-                        delivered: source.delivered.clone(),
                         is_denied: false,
-                        key,
-                        pushes,
-                        view,
-                        before,
-                        too_old: None,
+                        ..Followed::new(want, view, Some(source), now)
                     };
                 }
             }
@@ -176,11 +156,14 @@ impl Served {
 
 /// A view that stays as it is.
 fn frozen(last: &SourceView, error: Error, now: Mono) -> watch::Receiver<SourceView> {
+    let is_refusal = error.takes_back();
+    let refused_since = last.refused_since.or(is_refusal.then_some(now));
     let view = SourceView {
         known: last.known.clone(),
         checked_at: last.checked_at,
         error: Some(Arc::new(error)),
         failing_since: Some(now),
+        refused_since,
         in_flight: false,
         watch_error: None,
         next_at: None,

@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use crate::{
     caller::Identity,
     clock::{Mono, Wall},
@@ -20,6 +18,7 @@ use crate::{
     spec::VolumeSpec,
     volume::{
         AskedSpec, Placing, PublishRequest, Settings,
+        followed::Followed,
         publish::Order,
         record::VolumeRecord,
         shortcut::refuse_taken,
@@ -29,21 +28,6 @@ use crate::{
         wanted::wanted,
     },
 };
-
-/// One source of a volume; they stand in the order of the spec's objects.
-pub(super) struct Followed {
-    pub key: SourceKey,
-    pub pushes: bool,
-    pub view: watch::Receiver<SourceView>,
-    /// The error that it showed when we came.
-    pub before: Option<Arc<Error>>,
-    /// What the store confirmed then is not for us: it was too long ago when we came.
-    pub too_old: Option<Mono>,
-    /// The version whose delivery is on record, and of which epoch of the backend: another store's may have the same name.
-    pub delivered: Option<(u64, Version)>,
-    /// That it is denied is on record.
-    pub is_denied: bool,
-}
 
 /// A volume's state while it is served.
 pub(super) struct Served {
@@ -246,16 +230,15 @@ fn options(shared: &Shared, id: &VolumeId, placing: &Placing, spec: &VolumeSpec)
 fn version(known: &Known) -> Option<Version> {
     match known {
         Known::Object(object) => Some(object.version.clone()),
-        Known::Unknown | Known::Absent => None,
+        Known::Unknown | Known::Absent | Known::Withdrawn => None,
     }
 }
 
 /// Whether both are the same answer of the store: the same object, not only an equal one.
 pub(super) fn same(a: &Known, b: &Known) -> bool {
     match (a, b) {
-        (Known::Unknown, Known::Unknown) | (Known::Absent, Known::Absent) => true,
         (Known::Object(a), Known::Object(b)) => Arc::ptr_eq(a, b),
-        _ => false,
+        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
     }
 }
 
@@ -363,12 +346,14 @@ impl Served {
     pub fn is_due(&mut self, now: Mono) -> bool {
         let mut changed = false;
         let mut in_flight = false;
-        for (source, tried) in self.sources.iter().zip(&self.tried) {
+        for (source, tried) in self.sources.iter_mut().zip(&self.tried) {
+            source.judge(self.spec.on_denied, now);
             let view = source.view.borrow();
-            if !same(&view.known, tried) {
+            if !same(&source.known(), tried) {
                 changed = true;
                 // the answer that brought it; where we forgot what was tried (a mount came back) it need not have been new
-                let known_at = view.checked_at.filter(|_| !matches!(tried, Known::Unknown));
+                let is_news = !matches!(tried, Known::Unknown) && !source.is_withdrawn;
+                let known_at = view.checked_at.filter(|_| is_news);
                 self.behind_since.get_or_insert(known_at.unwrap_or(now));
             }
             in_flight |= view.in_flight;
@@ -386,7 +371,11 @@ impl Served {
     pub fn next_moment(&self) -> Option<Mono> {
         let render = match self.changed_since {
             Some(since) => Some(since.after(limits::RENDER_DELAY)),
-            None => self.retry_at,
+            None if self.gone => None,
+            None => [self.retry_at, self.withdraws_at()]
+                .into_iter()
+                .flatten()
+                .min(),
         };
         [render, self.sweep_at].into_iter().flatten().min()
     }
@@ -541,6 +530,7 @@ impl Served {
                     reference: source.key.object.to_string(),
                     pushes: source.pushes,
                     version: version(rendered),
+                    removed: matches!(rendered, Known::Withdrawn),
                     view: source.view.clone(),
                 })
                 .collect(),
@@ -561,8 +551,5 @@ pub(super) fn hides_the_mount(code: &Code) -> bool {
 
 /// What is known of each of these.
 pub(super) fn known(sources: &[Followed]) -> Vec<Known> {
-    sources
-        .iter()
-        .map(|source| source.view.borrow().known.clone())
-        .collect()
+    sources.iter().map(Followed::known).collect()
 }

@@ -11,8 +11,8 @@ use crate::{
         AskedSpec, PublishRequest,
         attempt::{Attempt, Waiting},
         decide::Phase,
+        followed::Followed,
         publish::Order,
-        served::Followed,
         task::Task,
         wanted::wanted,
     },
@@ -40,9 +40,9 @@ impl Task {
         let wanted = wanted(&self.id, &order.spec, &order.caller.0, &order.settings).ok()?;
         let admitted = self.shared.ledger.admit(&self.id, &order.caller.0);
         admitted.ok()?;
-        let (keys, subscription) = self.subscription(order, wanted);
+        let subscription = self.subscription(order, wanted.clone());
         let views = self.shared.sources.subscribe_known(subscription).await;
-        Some(self.followed(keys, views.ok()??))
+        Some(self.followed(wanted, views.ok()??))
     }
 
     /// Begins an attempt that looks when it mounts.

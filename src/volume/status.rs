@@ -53,6 +53,8 @@ pub(super) struct SourceReport {
     pub pushes: bool,
     /// As mounted.
     pub version: Option<Version>,
+    /// Readers had it, and may not have it any more.
+    pub removed: bool,
     pub view: watch::Receiver<SourceView>,
 }
 
@@ -91,6 +93,7 @@ impl Report {
                 .map(|(source, view)| SourceStatus {
                     reference: source.reference.clone(),
                     version: source.version.as_ref().map(|v| v.as_str().to_owned()),
+                    removed: source.removed,
                     pushes: source.pushes && view.watch_error.is_none(),
                     error: failure_of(view)
                         .as_ref()
@@ -226,6 +229,7 @@ mod tests {
             checked_at: Some(Mono::from_nanos(3_000_000_000)),
             error: error.map(|code| Arc::new(Error::new(code))),
             failing_since: error.map(|_| Mono::from_nanos(since)),
+            refused_since: None,
             in_flight: false,
             watch_error: None,
             next_at: Some(Mono::from_nanos(60_000_000_000)),
@@ -374,6 +378,7 @@ mod tests {
                 reference: "s:a".into(),
                 pushes: true,
                 version: None,
+                removed: false,
                 view: watch::channel(view).1,
             }],
             usage: None,

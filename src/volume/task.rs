@@ -262,6 +262,7 @@ impl Task {
             usage,
             sweep_at,
         });
+        let gone = served.withdrawals(&known);
         served.delivered(&known);
         served.files = Some(snapshot.files.len());
         if changed {
@@ -290,6 +291,9 @@ impl Task {
             && (changed || follow.borrow().is_none())
         {
             follow.send_replace(Some(snapshot));
+        }
+        for gone in &gone {
+            self.tell_withdrawal(gone);
         }
         self.let_go();
     }

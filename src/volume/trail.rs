@@ -15,11 +15,7 @@ use crate::{
     render::Known,
     secret::Version,
     spec::ObjectRef,
-    volume::{
-        AskedSpec,
-        served::{Followed, Served},
-        task::Task,
-    },
+    volume::{AskedSpec, followed::Followed, served::Served, task::Task},
 };
 
 /// What is to be put on record of one set of files, when readers see it.
@@ -86,7 +82,7 @@ impl Trail {
                     code: Some(&codes::BACKEND_NOT_FOUND),
                     ..about.secret(What::Remove, object, Some(version))
                 }),
-                (Known::Absent, None) | (Known::Unknown, _) => {}
+                (Known::Absent, None) | (Known::Unknown | Known::Withdrawn, _) => {}
             }
         }
         trail
@@ -137,7 +133,19 @@ impl Served {
 
     /// What is to be put on record when readers see this.
     pub fn trail(&self, id: &VolumeId, known: &[Known]) -> Trail {
-        Trail::of(self.about(id), &self.sources, known)
+        let about = self.about(id);
+        let mut trail = Trail::of(about, &self.sources, known);
+        for gone in self.withdrawals(known) {
+            let Some(source) = self.sources.get(gone.nth) else {
+                continue;
+            };
+            let version = source.delivered.as_ref().map(|(_, version)| version);
+            trail.removals.push(Record {
+                code: Some(gone.error.code()),
+                ..about.secret(What::Remove, &source.key.object, version)
+            });
+        }
+        trail
     }
 
     /// What is known of these is on record.
@@ -147,7 +155,7 @@ impl Served {
                 Known::Object(object) => {
                     source.delivered = Some((source.key.epoch, object.version.clone()));
                 }
-                Known::Absent => source.delivered = None,
+                Known::Absent | Known::Withdrawn => source.delivered = None,
                 Known::Unknown => {}
             }
         }

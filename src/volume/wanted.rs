@@ -47,9 +47,8 @@ pub(super) fn wanted_each(
         if let (Principal::Node, Identity::Pod(pod)) = (&principal, identity) {
             settings.policy.allows(pod, object)?;
         }
-        let asks_as_itself = principal != Principal::Node;
         Ok(Wanted {
-            recent: every.filter(|_| asks_as_itself),
+            recent: every,
             key: SourceKey {
                 object: object.clone(),
                 principal,

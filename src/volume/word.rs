@@ -5,6 +5,7 @@
 
 use super::{
     VolumeState,
+    served::Served,
     status::{Failure, state},
     task::Task,
 };
@@ -55,8 +56,20 @@ impl Task {
             let lasted = i64::try_from(lasted.as_millis()).unwrap_or(i64::MAX);
             Wall::from_millis(wall.as_millis().saturating_sub(lasted)).to_rfc3339()
         });
+        let served = self.served.as_ref();
+        let kept = match served.and_then(Served::withdraws_at) {
+            Some(at) => {
+                let left = i64::try_from(at.since(now).as_millis()).unwrap_or(i64::MAX);
+                let at = Wall::from_millis(wall.as_millis().saturating_add(left)).to_rfc3339();
+                format!("the files are kept as they were, those of what is refused until {at}")
+            }
+            None if served.is_some_and(Served::has_withdrawn) => {
+                "the files of what is refused are removed, all others kept as they were".to_owned()
+            }
+            None => "the files are kept as they were".to_owned(),
+        };
         let message = format!(
-            "the files are kept as they were; not current since {since}: {error}. {} [{}]",
+            "{kept}; not current since {since}: {error}. {} [{}]",
             code.fix, code.name
         );
         self.tell_pod(reason, message);

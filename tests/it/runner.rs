@@ -90,7 +90,7 @@ impl Rig {
 fn version(view: &watch::Receiver<SourceView>) -> Option<String> {
     match &view.borrow().known {
         Known::Object(object) => Some(object.version.as_str().to_owned()),
-        Known::Unknown | Known::Absent => None,
+        Known::Unknown | Known::Absent | Known::Withdrawn => None,
     }
 }
 
@@ -120,7 +120,7 @@ async fn a_view_is_shown_to_all_and_everybody_is_woken() {
     // after all have left nothing is kept
     let weak = match &late[0].borrow().known {
         Known::Object(object) => Arc::downgrade(object),
-        Known::Unknown | Known::Absent => unreachable!(),
+        Known::Unknown | Known::Absent | Known::Withdrawn => unreachable!(),
     };
     drop((seen, late));
     rig.sources.unsubscribe(&volume("v"));

@@ -7,6 +7,7 @@ mod kv;
 mod leases;
 mod login;
 mod node;
+mod outage;
 mod program;
 mod settings;
 mod way;

@@ -12,9 +12,9 @@ use crate::{
     policy::Pattern,
     spec::{
         Problem, Problems,
-        parse::duration,
         read::{self, Fields, shown},
         reference,
+        times::duration,
     },
     yaml::Node,
 };

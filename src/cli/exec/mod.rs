@@ -13,7 +13,7 @@ use crate::{
     cli::{load, mount},
     config::Env,
     error::{Error, Result, codes},
-    spec::parse,
+    spec::times,
     sys::{
         child::{self, Before, Heard, Signal, Signals},
         process,
@@ -112,7 +112,7 @@ fn signal(text: &str) -> Result<Signal, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    parse::duration(text).ok_or_else(|| "it is not a time such as 30s, 5m or 1h".to_owned())
+    times::duration(text).ok_or_else(|| "it is not a time such as 30s, 5m or 1h".to_owned())
 }
 
 impl ExecArgs {

@@ -280,6 +280,7 @@ mod tests {
         unwatched.sources.push(SourceStatus {
             reference: "store:db".into(),
             version: None,
+            removed: false,
             pushes: false,
             error: Some(StatusError {
                 code: "store.io".into(),

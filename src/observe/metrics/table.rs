@@ -139,6 +139,8 @@ pub const ROTATIONS: &[&str] = &["ok", "unchanged", "failed"];
 pub const OPERATIONS: &[&str] = &["fetch", "renew", "revoke", "watch"];
 /// Those that end by themselves, and so have a duration.
 pub const TIMED: &[&str] = &["fetch", "renew", "revoke"];
+/// Why a secret's files were removed, by [`super::Removal`].
+pub const REMOVALS: &[&str] = &["denied", "deleted"];
 /// How a source was found by a volume that wants it, by [`super::Lookup`].
 pub const LOOKUPS: &[&str] = &["hit", "miss", "shared"];
 
@@ -218,8 +220,10 @@ mod rows {
             "How long requests to stores took, whatever came of them." "A watch lasts until it is ended, and has no duration.";
         CACHE_REQUESTS = "secretfs_cache_requests_total" Counter, "" [BACKEND, label!("result" These(LOOKUPS))]
             "Secrets that a volume asked this node's cache for when it was mounted or its spec changed." "`hit`: known already; `shared`: another volume waited for the same; `miss`: the store had to be asked. A republish asks for nothing.";
+        SECRETS_REMOVED = "secretfs_secrets_removed_total" Counter, "" [BACKEND, label!("reason" These(REMOVALS))]
+            "Secrets whose files were removed from a mounted volume, because they had been refused or gone for longer than its `onDenied` lets them stay." "`denied`: the store or the node's policy refuses them; `deleted`: the store has them no more. Each volume counts.";
         LEASES = "secretfs_leases" Gauge, "" [BACKEND]
-            "Leases that this node holds and will give back." "0 for a backend without leases, as every kind of this version is.";
+            "Leases that this node holds and will give back." "0 for a backend without leases.";
         ERRORS = "secretfs_errors_total" Counter, "" [label!("code" Code)]
             "Failures by code: CSI calls answered with an error, tries to keep a mounted volume current that failed, specs refused under a mounted volume, and records of volumes that could not be kept." "Every code of [errors.md](errors.md) is there, 0 included; codes that only commands give stay 0. A store that fails counts once for each volume that shows it.";
         PANICS = "secretfs_panics_total" Counter, "" []

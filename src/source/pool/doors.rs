@@ -231,7 +231,7 @@ impl Pool {
                 };
                 let have = match &source.view.known {
                     Known::Object(object) if !source.replace => Some(object.clone()),
-                    Known::Unknown | Known::Absent | Known::Object(_) => None,
+                    Known::Unknown | Known::Absent | Known::Withdrawn | Known::Object(_) => None,
                 };
                 (source.had, source.proof) = (have.is_some(), proof);
                 source.busy = Some(Job::Fetch);

@@ -248,7 +248,7 @@ impl Source {
     pub(super) fn ask_for_newcomer(&mut self, now: Mono) {
         match self.view.known {
             Known::Absent => self.ask_after(now, limits::RETRY_FIRST),
-            Known::Unknown | Known::Object(_) => self.ask_soon(now),
+            Known::Unknown | Known::Object(_) | Known::Withdrawn => self.ask_soon(now),
         }
     }
 
@@ -332,6 +332,10 @@ impl Source {
         (self.failures, self.stale, self.second_try) = (0, false, false);
         self.view.checked_at = Some(now);
         (self.view.error, self.view.failing_since) = (None, None);
+        match self.view.known {
+            Known::Absent => _ = self.view.refused_since.get_or_insert(now),
+            _ => self.view.refused_since = None,
+        }
         if matches!(self.watch, Watch::On(since) if now.since(since) > limits::RETRY_FIRST) {
             self.view.watch_error = None; // it runs; not every one tells that it has begun
         }
@@ -396,6 +400,9 @@ impl Source {
 
     /// Shows an error.
     pub(super) fn trouble(&mut self, now: Mono, error: Error) {
+        if error.takes_back() {
+            self.view.refused_since.get_or_insert(now);
+        }
         self.view.error = Some(Arc::new(error));
         self.view.failing_since.get_or_insert(now);
         self.news = true;

@@ -40,7 +40,7 @@ const HEARD: &[(Seen, &[&str])] = &[
     ]),
     (Seen::Vault, &[
         "backend::http", "backend::http::connect", "backend::http::tls", "backend::login", "backend::vault", "backend::vault::auth",
-        "backend::vault::mounts",
+        "backend::vault::mounts", "volume::withdraw",
     ]),
 ];
 
@@ -54,13 +54,13 @@ const SILENT: &[(&str, &[&str])] = &[
     ("parsers: pure, and their callers tell the outcome", &[
         "cli::exec::names", "config", "config::change", "config::parse", "config::policy", "csi::authority", "csi::context", "csi::context::names", "csi::context::token",
         "mount::mountinfo", "spec", "spec::canonical", "spec::files", "spec::parse", "spec::places", "spec::problems", "spec::read",
-        "spec::reference", "spec::scan", "spec::suggest", "spec::template", "store::document", "store::name", "yaml",
+        "spec::reference", "spec::scan", "spec::suggest", "spec::template", "spec::times", "store::document", "store::name", "yaml",
     ]),
     ("decisions without I/O: whoever asked tells what came of them", &[
         "csi::status", "mount::errno", "mount::layout", "mount::plan", "mount::room", "observe::limit", "observe::patience", "policy",
         "source::bell", "source::breaker", "source::caught", "source::gate", "source::pool", "source::pool::doors",
         "source::pool::leases", "source::pool::source", "source::schedule", "volume::budget", "volume::complaint", "volume::decide",
-        "volume::specs", "volume::wanted", "volume::word",
+        "volume::followed", "volume::specs", "volume::wanted", "volume::word",
     ]),
     ("the system call filter: a refused call is told from a signal handler, without `tracing`", &[
         "sys::seccomp", "sys::seccomp::allowed", "sys::seccomp::names", "sys::seccomp::program",

@@ -15,7 +15,7 @@ use crate::support::{
     program::{Bed, eventually},
 };
 
-const SPEC: &str = "refreshInterval: 1s\nsources: {db: vault:secret/doc, old: vault:old/doc}\nfiles:\n- {path: password, from: \"db#password\"}\n\
+const SPEC: &str = "refreshInterval: 1s\nonDenied: {grace: 1s}\nsources: {db: vault:secret/doc, old: vault:old/doc}\nfiles:\n- {path: password, from: \"db#password\"}\n\
                     - {path: old, from: \"old#password\"}\n- {path: none, from: vault:secret/none, optional: true}\n";
 
 #[test]
@@ -56,6 +56,9 @@ fn a_life_with_a_real_server_says_nothing() {
         eventually("it died", || heard("a login has died"));
         bao.policy("app", &[("secret/data/other", &["read"])]);
         eventually("the store says no", || heard("backend.permission_denied"));
+        eventually("the files go", || {
+            heard("the files of a secret are removed") && bed.file("password").is_empty()
+        });
         bao.seal();
         eventually("the store is sealed", || heard("vault.sealed"));
         std::thread::sleep(Duration::from_millis(50));

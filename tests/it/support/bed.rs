@@ -29,8 +29,8 @@ use secretfs::{
     render::{Generation, Snapshot},
     source::pool::Rules,
     spec::{
-        BackendName, Digest, FileRule, MountKind, ObjectRef, Origin, Refresh, Select, Share,
-        VolumeLimits, VolumeSpec,
+        BackendName, Digest, FileRule, MountKind, ObjectRef, OnDenied, Origin, Refresh, Select,
+        Share, VolumeLimits, VolumeSpec,
     },
     volume::{
         AskedSpec, Mounters, Parts, Placing, PublishRequest, Published, Settings, VolumeStatus,
@@ -486,6 +486,8 @@ pub fn spec_every(refresh: Refresh, lines: &[&str]) -> Arc<VolumeSpec> {
     Arc::new(VolumeSpec {
         mount: MountKind::Tmpfs,
         refresh,
+        serve_stale_for: Duration::ZERO,
+        on_denied: OnDenied::RemoveAfter(secretfs::limits::DENIED_GRACE),
         objects,
         files,
         default_mode: Mode::literal(0o444),
@@ -493,6 +495,14 @@ pub fn spec_every(refresh: Refresh, lines: &[&str]) -> Arc<VolumeSpec> {
         limits: VolumeLimits::default(),
         digest,
         places: secretfs::spec::Places::default(),
+    })
+}
+
+/// The same, with files that stay whatever is refused.
+pub fn kept(spec: Arc<VolumeSpec>) -> Arc<VolumeSpec> {
+    Arc::new(VolumeSpec {
+        on_denied: OnDenied::Keep,
+        ..(*spec).clone()
     })
 }
 

@@ -154,7 +154,7 @@ async fn a_backend_removed_and_put_back_goes_on() {
     bed.pass(100).await;
     publish(&bed, &who, "v", &spec).await.unwrap();
     assert_eq!(bed.read("v", "y").unwrap(), "one");
-    assert_eq!(bed.trouble("v").unwrap(), "policy.denied");
+    assert_eq!(bed.trouble("v").unwrap(), "policy.unknown_backend");
     let told = bed.status("v").unwrap().error.unwrap().message;
     assert!(
         told.contains("no longer in the node's configuration"),

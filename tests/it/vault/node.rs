@@ -20,7 +20,7 @@ use crate::{
 const SPEC: &str = "refreshInterval: 1s\nfiles:\n- {path: password, from: \"vault:secret/payments/db#password\"}\n";
 
 /// A server that takes tokens of the account `payments/api` for `vault`, as the cluster says.
-fn server(cluster: &Fake) -> Option<Bao> {
+pub fn server(cluster: &Fake) -> Option<Bao> {
     let bao = Bao::start()?;
     let read: &[&str] = &["read"];
     bao.policy(
@@ -40,7 +40,7 @@ fn server(cluster: &Fake) -> Option<Bao> {
     Some(bao)
 }
 
-fn volume(kubelet: &FakeKubelet, pod: &str, account: &str, spec: &str) -> Volume {
+pub fn volume(kubelet: &FakeKubelet, pod: &str, account: &str, spec: &str) -> Volume {
     let pod = Pod::of(pod, "payments", account);
     Volume {
         audiences: vec!["vault".into()],

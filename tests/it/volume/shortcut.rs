@@ -93,9 +93,9 @@ async fn a_pod_that_comes_is_not_given_what_was_confirmed_longer_ago_than_its_in
     }
 }
 
-// The policy of the node is asked for each pod, whenever it comes; the store would say the same of all.
+// The policy of the node is asked for each pod, whenever it comes; the store would say the same of all. What is too old is too old all the same.
 #[tokio::test(start_paused = true)]
-async fn where_the_node_asks_the_last_good_value_is_anybodys_whom_the_policy_lets() {
+async fn where_the_node_asks_what_is_known_is_anybodys_whom_the_policy_lets() {
     let bed = Bed::new();
     bed.a.put("db", "one");
     bed.a.when_asked_who(AskedWho::Node);
@@ -116,6 +116,11 @@ async fn where_the_node_asks_the_last_good_value_is_anybodys_whom_the_policy_let
     bed.publish("first", &spec).await.unwrap();
     bed.a
         .answer("db", Answer::Fail(&codes::BACKEND_UNAVAILABLE, None));
+    bed.pass(30).await;
+    bed.publish("soon", &spec).await.unwrap();
     bed.pass(300).await;
-    bed.publish("late", &spec).await.unwrap();
+    assert_eq!(
+        code(&bed.publish("late", &spec).await),
+        "backend.unavailable"
+    );
 }

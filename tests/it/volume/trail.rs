@@ -14,7 +14,7 @@ use secretfs::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    bed::{Bed, Fault, asked, code, request, request_as, spec, target, volume},
+    bed::{Bed, Fault, asked, code, kept, request, request_as, spec, target, volume},
     scripted::{Answer, AskedWho},
 };
 
@@ -209,7 +209,7 @@ async fn a_denial_at_a_refresh_is_on_record_when_it_begins() {
     let trail = Trail::new(false);
     let bed = &trail.bed;
     bed.a.put("db", "one");
-    let spec = spec(&["x < a:db"]);
+    let spec = kept(spec(&["x < a:db"]));
     bed.publish("v", &spec).await.unwrap();
     trail.told();
     let fail = |code| bed.a.answer("db", Answer::Fail(code, None));

@@ -1,0 +1,77 @@
+//! One source as one volume sees it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::{
+    clock::Mono,
+    error::Error,
+    render::Known,
+    secret::Version,
+    source::{SourceKey, SourceView, runner::Wanted},
+};
+
+/// One source of a volume; they stand in the order of the spec's objects.
+pub(super) struct Followed {
+    pub key: SourceKey,
+    pub pushes: bool,
+    pub view: watch::Receiver<SourceView>,
+    /// The error that it showed when we came.
+    pub before: Option<Arc<Error>>,
+    /// What the store confirmed then is not for us: it was too long ago when we came.
+    pub too_old: Option<Mono>,
+    /// The version whose delivery is on record, and of which epoch of the backend: another store's may have the same name.
+    pub delivered: Option<(u64, Version)>,
+    /// That it is denied is on record.
+    pub is_denied: bool,
+    /// The volume can do without it.
+    pub optional: bool,
+    /// It is not for readers any more: see `withdraw`.
+    pub is_withdrawn: bool,
+}
+
+impl Followed {
+    /// A view that a volume gets, in place of a former one if it had one.
+    pub fn new(
+        want: Wanted,
+        view: watch::Receiver<SourceView>,
+        former: Option<&Self>,
+        now: Mono,
+    ) -> Self {
+        let shown = view.borrow();
+        let serves = former.is_some() || shown.serves(now, want.recent);
+        let (too_old, before) = (shown.checked_at.filter(|_| !serves), shown.error.clone());
+        drop(shown);
+        Self {
+            key: want.key,
+            pushes: want.pushes,
+            view,
+            before,
+            too_old,
+            delivered: former.and_then(|former| former.delivered.clone()),
+            is_denied: former.is_some_and(|former| former.is_denied),
+            optional: want.optional,
+            is_withdrawn: former.is_some_and(|former| former.is_withdrawn),
+        }
+    }
+
+    /// What this volume may show of it.
+    pub fn known(&self) -> Known {
+        match self.is_withdrawn {
+            true => Known::Withdrawn,
+            false => self.view.borrow().known.clone(),
+        }
+    }
+
+    /// Whether this is not the error that it showed when we came.
+    pub fn has_failed_since(&self, error: &Arc<Error>) -> bool {
+        let before = self.before.as_ref();
+        !before.is_some_and(|before| Arc::ptr_eq(before, error))
+    }
+
+    /// Whether the pool keeps it current.
+    pub fn is_live(&self) -> bool {
+        self.view.has_changed().is_ok()
+    }
+}
