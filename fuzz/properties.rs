@@ -84,7 +84,7 @@ pub fn spec(data: &[u8]) -> Verdict {
 }
 
 /// `spec \0 secret \0 secret ...`: rendered twice alike, within the limits, and no error holds a secret. A secret that begins
-/// with `F` is fields, a line each; one that is `A` is absent; one that is missing is unknown.
+/// with `F` is fields, a line each; one that is `A` is absent, `W` withdrawn; one that is missing is unknown.
 pub fn render(data: &[u8]) -> Verdict {
     let mut parts = data.split(|byte| *byte == 0);
     let Some(Ok(text)) = parts.next().map(std::str::from_utf8) else {
@@ -144,6 +144,7 @@ fn object(secret: &[u8]) -> Known {
     let bytes = |bytes: &[u8]| Arc::new(SecretBytes::new(bytes.to_vec()));
     let content = match secret {
         b"A" => return Known::Absent,
+        b"W" => return Known::Withdrawn,
         [b'F', lines @ ..] => {
             let mut fields = BTreeMap::new();
             for line in lines.split(|byte| *byte == b'\n') {

@@ -9,7 +9,7 @@ use crate::{
     spec::{BackendName, MountKind},
     volume::{
         VolumeState, Volumes,
-        status::{Report, ago, state, trouble},
+        status::{Report, SourceReport, ago, state, trouble},
     },
 };
 
@@ -71,10 +71,12 @@ fn kind(mount: MountKind) -> &'static str {
 /// start, also those of a mount of which nothing is known but that it is there.
 ///
 /// Left out is a source that no clock asks for and no error hides: its store tells of changes, or its version is fixed. It is as
-/// current as it will ever be, and its age says nothing.
+/// current as it will ever be, and its age says nothing. So is one whose files are removed: nobody reads it.
 fn confirmed(report: &Report, views: &[SourceView], started: Mono) -> Option<Mono> {
     let is_known_only_by_its_mount = report.adopted && views.is_empty();
-    let aging = views.iter().filter(|view| {
+    let is_content = |(view, source): (_, &SourceReport)| (!source.removed).then_some(view);
+    let content = views.iter().zip(&report.sources).filter_map(is_content);
+    let aging = content.filter(|view: &&SourceView| {
         let is_asked = view.next_at.is_some() || view.in_flight;
         let is_in_doubt = view.error.is_some() || view.watch_error.is_some();
         is_asked || is_in_doubt || matches!(view.known, Known::Unknown)

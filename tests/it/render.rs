@@ -154,6 +154,13 @@ fn what_is_unknown_is_kept_and_what_is_absent_is_an_error_or_optional() {
     assert_eq!(error.code().name, "backend.not_found");
     assert!(error.to_string().contains("store:a"), "{error}");
 
+    for other in [bytes(b"x"), Known::Unknown] {
+        let rest = known(Known::Withdrawn, other).unwrap();
+        let paths: Vec<&str> = rest.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(paths, ["two"]);
+        assert!(!rest.keeps(&RelPath::parse("d/anything").unwrap()));
+    }
+
     let spec = good(
         "files:\n- {path: f, from: \"store:a#x\", optional: true}\n- {path: d/, from: \"store:a#*\", optional: true}\n",
     );

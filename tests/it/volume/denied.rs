@@ -95,6 +95,9 @@ async fn what_is_refused_stays_for_ten_minutes_goes_and_comes_back() {
         assert_eq!(is_removed, [true, false]);
         let generation = status.generation;
         bed.pass(7200).await;
+        let oldest = bed.volumes.gauges().oldest.unwrap();
+        let age_ms = bed.clock.wall().as_millis() - oldest.as_millis();
+        assert!(age_ms < 70_000, "{age_ms}: what nobody reads has no age");
         assert_eq!(bed.status("v").unwrap().generation, generation, "once");
         bed.a.put("key", "L"); // the other goes on
         bed.pass(120).await;
