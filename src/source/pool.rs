@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     backend::{Fetched, Pace},
-    caller::Caller,
+    caller::{Caller, Identity},
     clock::Mono,
     error::{Error, Result},
     limits,
@@ -174,10 +174,11 @@ impl Pool {
         }
     }
 
-    /// The freshest proof that a volume has given.
-    pub fn caller_of(&self, volume: &VolumeId) -> Option<Caller> {
+    /// The freshest proof that a volume has given of being him. It may have tried to be somebody else since: its account was made again.
+    pub fn caller_of(&self, volume: &VolumeId, who: &Identity) -> Option<Caller> {
         let mine = self.volumes.get(volume)?.iter();
         let mine = mine.filter_map(|id| self.sources.get(id)?.subscribers.get(volume));
+        let mine = mine.filter(|one| one.caller.0 == *who);
         let freshest = mine.max_by_key(|one| one.given)?;
         Some(freshest.caller.clone())
     }

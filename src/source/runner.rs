@@ -76,7 +76,7 @@ pub struct Moving {
     pub volume: VolumeId,
     /// Which sources.
     pub wanted: Vec<Wanted>,
-    /// As whom. The proof is what the pool was given last for this volume; none, and a source that needs one waits for it.
+    /// As whom. The proof is what the pool was given last for this volume and him; none, and a source that needs one waits for it.
     pub who: Identity,
     /// Rung whenever one of them shows something new.
     pub wake: Arc<Bell>,
@@ -331,7 +331,7 @@ impl Runner {
 
     /// Subscribes with the proof that is in hand, and lets go of backends that nobody can ask any more.
     fn follow(&mut self, moving: Moving) -> Vec<View> {
-        let proof = self.pool.caller_of(&moving.volume);
+        let proof = self.pool.caller_of(&moving.volume, &moving.who);
         let none = || Arc::new((moving.who.clone(), Credentials::default()));
         let caller = proof.unwrap_or_else(none);
         let views = self.subscribe(Subscription {
