@@ -24,6 +24,7 @@ mod kube;
 mod kube_events;
 mod kube_judgement;
 mod pool;
+mod principals;
 mod runner;
 mod tenants;
 mod volume;
