@@ -152,6 +152,16 @@ impl Identity {
             (Identity::Pod(pod), AsksAs::Pod) => Principal::Pod(pod.pod_uid.clone()),
         }
     }
+
+    /// Whether it is one of those that a store sees as this.
+    pub fn is(&self, principal: &Principal) -> bool {
+        let asks_as = match principal {
+            Principal::Node | Principal::Local(_) => AsksAs::Node,
+            Principal::ServiceAccount { .. } => AsksAs::ServiceAccount,
+            Principal::Pod(_) => AsksAs::Pod,
+        };
+        self.principal(asks_as) == *principal
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //!
 //! Does not: decide when to ask, retry, render, or know a volume's files.
 
+mod proof;
 mod shown;
 
 use std::{
@@ -27,10 +28,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::shown::Shown;
+use self::{
+    proof::{is_his, want, watcher},
+    shown::Shown,
+};
 use crate::{
-    backend::{Backend, Cx, Want},
-    caller::{Caller, Credentials, Identity, Principal},
+    backend::{Backend, Cx},
+    caller::{Caller, Credentials, Identity},
     clock::{Alarm, Clock, Mono},
     error::{Error, Result, codes},
     limits,
@@ -396,7 +400,8 @@ impl Runner {
 
     fn fetch(&mut self, key: SourceKey, caller: Caller, have: Option<Arc<Object>>) {
         tracing::trace!(object = %key.object, "a store is asked");
-        let (backend, cx) = (self.backend(&key), self.question(&key, self.deadline()));
+        let backend = is_his(&key, &caller).and_then(|()| self.backend(&key));
+        let cx = self.question(&key, self.deadline());
         self.spawn(key.clone(), Kind::Fetch, async move {
             let want = want(&key, &caller, have.as_deref());
             let result = match backend {
@@ -408,10 +413,8 @@ impl Runner {
     }
 
     fn watch(&mut self, key: SourceKey, caller: Caller) {
-        let (backend, cx) = (
-            self.backend(&key),
-            self.question(&key, Mono::from_nanos(u64::MAX)),
-        );
+        let backend = is_his(&key, &caller).and_then(|()| self.backend(&key));
+        let cx = self.question(&key, Mono::from_nanos(u64::MAX));
         let caller = watcher(&key, caller);
         let (hint, pending) = (self.hint.clone(), Arc::new(AtomicBool::new(false)));
         self.spawn(key.clone(), Kind::Watch, async move {
@@ -575,25 +578,5 @@ fn about(event: Event) -> Event {
             Event::Renewed(key, Err(error))
         }
         other => other,
-    }
-}
-
-/// As whom to watch. A watch outlives republishes and the volume that it began with, and so would the tokens that this one brought: who asks
-/// as the node needs none.
-fn watcher(key: &SourceKey, caller: Caller) -> Caller {
-    match key.principal {
-        Principal::Node | Principal::Local(_) => {
-            Arc::new((caller.0.clone(), Credentials::default()))
-        }
-        Principal::ServiceAccount { .. } | Principal::Pod(_) => caller,
-    }
-}
-
-fn want<'a>(key: &'a SourceKey, caller: &'a Caller, have: Option<&'a Object>) -> Want<'a> {
-    Want {
-        object: &key.object,
-        who: &caller.0,
-        proof: &caller.1,
-        have,
     }
 }

@@ -38,7 +38,7 @@ impl Attempt {
                 continue;
             }
             match &view.error {
-                Some(error) if !view.in_flight || source.has_failed_since(error) => {
+                Some(error) if source.is_answered_by(&view, error) => {
                     return Some(Err((**error).clone()));
                 }
                 _ => waiting = Some(source),

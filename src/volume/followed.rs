@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock::Mono,
-    error::Error,
+    error::{Error, codes},
     render::Known,
     secret::Version,
     source::{SourceKey, SourceView, runner::Wanted},
@@ -64,10 +64,12 @@ impl Followed {
         }
     }
 
-    /// Whether this is not the error that it showed when we came.
-    pub fn has_failed_since(&self, error: &Arc<Error>) -> bool {
+    /// Whether this error is what a publish that waits gets: it has come since, or nobody asks at the moment. That somebody's token was too old
+    /// says nothing of the one that we have brought.
+    pub fn is_answered_by(&self, view: &SourceView, error: &Arc<Error>) -> bool {
         let before = self.before.as_ref();
-        !before.is_some_and(|before| Arc::ptr_eq(before, error))
+        let is_new = !before.is_some_and(|before| Arc::ptr_eq(before, error));
+        is_new || (!view.in_flight && error.code() != &codes::IDENTITY_TOKEN_STALE)
     }
 
     /// Whether the pool keeps it current.

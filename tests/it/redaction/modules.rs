@@ -58,7 +58,7 @@ const SILENT: &[(&str, &[&str])] = &[
     ]),
     ("decisions without I/O: whoever asked tells what came of them", &[
         "csi::status", "mount::errno", "mount::layout", "mount::plan", "mount::room", "observe::limit", "observe::patience", "policy",
-        "source::bell", "source::breaker", "source::caught", "source::gate", "source::pool", "source::pool::doors",
+        "source::bell", "source::breaker", "source::caught", "source::runner::proof", "source::gate", "source::pool", "source::pool::doors",
         "source::pool::leases", "source::pool::source", "source::schedule", "volume::budget", "volume::complaint", "volume::decide",
         "volume::followed", "volume::specs", "volume::wanted", "volume::word",
     ]),
