@@ -23,7 +23,8 @@ const HELP: &str = "\
 usage: cargo bench --bench bench [-- OPTIONS]
   --json         one JSON object instead of a table
   --quick        a few rounds of each: shows that it runs, measures nothing
-  --only SUITE   this one alone: swap, latency, volume, csi or rest
+  --only SUITE   this one alone: swap, latency, volume, csi, rest or vault
+`vault` needs an OpenBao, named by SECRETFS_BAO: tests/openbao/install prints it.
 It needs root, or a user that may make user namespaces.";
 /// The copy that runs inside the namespace is started with this.
 const INSIDE: &str = "--inside";

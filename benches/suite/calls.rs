@@ -9,6 +9,7 @@ use secretfs::csi::proto::{
     NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
     volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
 };
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::Outcome;
@@ -21,7 +22,17 @@ pub fn uid(number: usize) -> String {
     format!("00000000-0000-4000-8000-{number:012}")
 }
 
-/// Its volume's id.
+/// A service account's name.
+pub fn account(number: usize) -> String {
+    format!("account-{number}")
+}
+
+/// Its uid.
+pub fn account_uid(number: usize) -> String {
+    format!("00000000-0000-4000-9000-{number:012}")
+}
+
+/// A pod's volume's id.
 pub fn volume_id(number: usize) -> String {
     let hash = Sha256::digest(format!("{}secrets", uid(number)));
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -64,6 +75,25 @@ pub fn publish(kubelet_dir: &Path, number: usize) -> NodePublishVolumeRequest {
         volume_context: context.into(),
         ..NodePublishVolumeRequest::default()
     }
+}
+
+/// "Serve it", with another spec, for a pod of account number `account`, with its token for the audience `vault`.
+pub fn publish_as(
+    kubelet_dir: &Path,
+    number: usize,
+    spec: String,
+    account_number: usize,
+    jwt: &str,
+) -> NodePublishVolumeRequest {
+    let key = |name: &str| format!("csi.storage.k8s.io/serviceAccount.{name}");
+    let token = json!({"token": jwt, "expirationTimestamp": "2100-01-01T00:00:00Z"});
+    let mut request = publish(kubelet_dir, number);
+    request.volume_context.extend([
+        ("spec".to_owned(), spec),
+        (key("name"), account(account_number)),
+        (key("tokens"), json!({"vault": token}).to_string()),
+    ]);
+    request
 }
 
 /// "Take it down."

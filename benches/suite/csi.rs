@@ -78,7 +78,13 @@ pub struct Bed {
 }
 
 impl Bed {
+    /// With the embedded store alone.
     pub fn new(dir: &Path) -> Outcome<Self> {
+        Self::with(dir, "")
+    }
+
+    /// With one more backend: a line of the configuration, or nothing.
+    pub fn with(dir: &Path, backend: &str) -> Outcome<Self> {
         let kubelet = dir.join("kubelet");
         fs::create_dir_all(&kubelet)?;
         mount_bind(&kubelet, &kubelet)?;
@@ -93,7 +99,7 @@ impl Bed {
         let text = format!(
             "node: bench\nendpoint: unix://{dir}/csi.sock\nkubeletDir: {kubelet}\nruntimeDir: {dir}/run\n\
              kubernetes: off\nregistration: false\nhttp: \"\"\naudit: {{file: {dir}/audit.log}}\n\
-             backends:\n  store: {{kind: store, path: {dir}/store, identity: {identity}}}\n\
+             backends:\n  store: {{kind: store, path: {dir}/store, identity: {identity}}}\n{backend}\
              policy:\n  - {{namespaces: [bench], serviceAccounts: [default], allow: [\"store:**\"]}}\n\
              limits: {{bytesPerNamespace: 1Gi, bytesPerNode: 1Gi}}\n",
             dir = dir.display(),

@@ -5,11 +5,13 @@ mod csi;
 mod floor;
 mod kubelet;
 mod latency;
+mod openbao;
 mod ours;
 mod rest;
 mod rotation;
 mod row;
 mod swap;
+mod vault;
 mod volume;
 
 use std::{fs, path::Path, time::Duration};
@@ -46,6 +48,9 @@ pub fn run(at: &Path, only: Option<&str>, quick: bool) -> Outcome<Vec<Row>> {
     if asked("rest") {
         let rest = Duration::from_millis(if quick { 100 } else { 20_000 });
         rows.extend(rest::run(at, rounds(500) as usize, rest)?);
+    }
+    if asked("vault") && openbao::is_there(only.is_some())? {
+        rows.extend(vault::run(at, quick)?);
     }
     if rows.is_empty() {
         return Err("--only: there is no such suite".into());

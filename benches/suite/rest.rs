@@ -21,7 +21,7 @@ const SIZES: [usize; 4] = [0, 5, 100, 500];
 /// Goals: 12 MiB at 0, 14 at 100, 20 at 500; no more wake-ups with 500 than with 5.
 pub fn run(at: &Path, most: usize, rest: Duration) -> Outcome<Vec<Row>> {
     let bed = Bed::new(&at.join("rest"))?;
-    let mut child = start(&bed)?;
+    let child = start(&bed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -47,15 +47,13 @@ pub fn run(at: &Path, most: usize, rest: Duration) -> Outcome<Vec<Row>> {
                 .node_unpublish_volume(calls::unpublish(&bed.kubelet, number)),
         )?;
     }
-    process::terminate(&child);
-    if !child.wait()?.success() {
-        return Err("secretfs node did not end well".into());
-    }
+    stop(child)?;
     bed.close()?;
     Ok(rows)
 }
 
-fn start(bed: &Bed) -> Outcome<Child> {
+/// `secretfs node`, ready.
+pub fn start(bed: &Bed) -> Outcome<Child> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_secretfs"))
         .args(["node", "--config"])
         .arg(bed.config_file())
@@ -67,6 +65,15 @@ fn start(bed: &Bed) -> Outcome<Child> {
         return Err("secretfs node did not get ready".into());
     }
     Ok(child)
+}
+
+/// Ends it.
+pub fn stop(mut child: Child) -> Outcome<()> {
+    process::terminate(&child);
+    match child.wait()?.success() {
+        true => Ok(()),
+        false => Err("secretfs node did not end well".into()),
+    }
 }
 
 /// After what the last publishes left to do is done: memory, then wake-ups and CPU over `rest`.

@@ -91,7 +91,7 @@ fn kernel() -> Outcome<u64> {
 }
 
 /// The line of `text` that begins with `name`, in kB.
-fn bytes_of(text: &str, name: &str) -> Outcome<u64> {
+pub fn bytes_of(text: &str, name: &str) -> Outcome<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     let kib: u64 = number.ok_or_else(|| format!("no {name}"))?.parse()?;

@@ -28,6 +28,7 @@ fn each_benchmark_has_samples_of_ours_and_cleans_up() {
         "CSI republish",
         "calls on the mount",
         "memory of",
+        "requests in",
         "wake-ups",
         "CPU",
     ];
