@@ -268,7 +268,7 @@ impl Pool {
     ///
     /// 1. Tell the gate; only a failure needs to know how rarely to probe.
     /// 2. After a failed probe, persons' wishes wait as all others do: else each of them would be a probe.
-    /// 3. Whoever waits longer than a moment is told why.
+    /// 3. Whoever waits longer than a moment is told why: after a failed probe also those who share it.
     pub(super) fn ended(
         &mut self,
         now: Mono,
@@ -294,9 +294,9 @@ impl Pool {
         }
         door.trouble = code.unwrap_or(door.trouble);
         let waiting = door.queues.get(pass.tenant()).into_iter().flatten();
-        let waiting: Vec<Place> = waiting.copied().collect();
-        let forced = waiting.iter().take_while(|place| place.rank == 0);
-        for &old in forced.filter(|_| pass.is_probe()) {
+        let forced = waiting.take_while(|place| place.rank == 0);
+        let forced: Vec<Place> = forced.copied().collect();
+        for old in forced.into_iter().filter(|_| pass.is_probe()) {
             door.leave(pass.tenant(), &old); // 2
             let new = Place { rank: 1, ..old };
             door.enter(pass.tenant(), new);
@@ -307,7 +307,11 @@ impl Pool {
                 }
             }
         }
-        for place in waiting.iter().filter(|place| place.job == Job::Fetch) {
+        let told = door.queues.iter().filter(|(tenant, _)| {
+            *tenant == pass.tenant() || pass.is_probe() && !door.gate.is_closed(tenant)
+        });
+        let told: Vec<Place> = told.flat_map(|(_, queue)| queue).copied().collect();
+        for place in told.iter().filter(|place| place.job == Job::Fetch) {
             if let Some(source) = self.sources.get_mut(&place.source) {
                 hold_back(now, source, door); // 3
                 if source.news {

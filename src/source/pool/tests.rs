@@ -1,6 +1,7 @@
 //! Single steps of the pool. Whole days are in `tests/it/pool`.
 
 mod proofs;
+mod tenants;
 mod terms;
 
 use super::*;
