@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::{
     Vault,
+    mounts::Look,
     settings::Method,
     wire::{self, Auth, Call, Envelope, Said},
 };
@@ -39,6 +40,8 @@ pub(super) struct Login {
     renewable: bool,
     /// Paths whose metadata it may not read.
     no_metadata: Mutex<HashSet<Box<str>>>,
+    /// Its look at what is mounted where.
+    pub(super) look: Look,
 }
 
 impl Session for Login {
@@ -65,6 +68,7 @@ impl Login {
             life,
             renewable,
             no_metadata: Mutex::new(HashSet::new()),
+            look: Look::default(),
         }
     }
 

@@ -178,7 +178,7 @@ impl Vault {
     ) -> Result<Fetched, Trouble> {
         let mount = self
             .mounts
-            .find(cx, &self.wire, &self.settings, login.token(), &asked.path)
+            .find(cx, &self.wire, &self.settings, login, &asked.path)
             .await?;
         let endpoint = Endpoint {
             vault: self,

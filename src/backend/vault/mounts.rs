@@ -1,7 +1,7 @@
 //! Which engine is mounted where: what the configuration says, else what the server says, for a while.
 //!
 //! It is asked as the `vault` command does (`sys/internal/ui/mounts/PATH`), with the token that is going to read below: who may read there may
-//! also ask this. Nothing of it is secret or depends on who asks.
+//! also ask this. Nothing of it is secret or depends on who asks. Requests of one login that begin together ask once.
 
 use std::{
     collections::HashMap,
@@ -9,9 +9,11 @@ use std::{
 };
 
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::{
     Trouble,
+    auth::Login,
     settings::Settings,
     wire::{self, Call, Said, Wire},
 };
@@ -22,6 +24,23 @@ use crate::{
     limits,
     secret::SecretBytes,
 };
+
+/// Whether somebody looks, as one login.
+#[derive(Default)]
+pub(super) struct Look(Mutex<Option<watch::Receiver<()>>>);
+
+impl Look {
+    /// Begins one, which lasts as long as what is given; or gives that of somebody else, which ends with a change.
+    fn begin(&self) -> Result<watch::Sender<()>, watch::Receiver<()>> {
+        let mut look = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = look.as_ref().filter(|look| look.has_changed().is_ok()) {
+            return Err(running.clone());
+        }
+        let (mine, theirs) = watch::channel(());
+        *look = Some(theirs);
+        Ok(mine)
+    }
+}
 
 /// What is mounted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,26 +95,41 @@ struct Options {
 
 impl Mounts {
     /// The mount that `path` is below.
+    ///
+    /// 1. It is known.
+    /// 2. Another request of this login asks: wait for what it learns, once. It may be about another mount, or be refused.
+    /// 3. Ask.
     pub(super) async fn find(
         &self,
         cx: &Cx,
         wire: &Wire,
         settings: &Settings,
-        token: &SecretBytes,
+        login: &Login,
         path: &str,
     ) -> Result<Mount, Trouble> {
-        if let Some(mount) =
-            configured(settings, path).or_else(|| self.recall(cx.clock.now(), path))
-        {
-            return Ok(mount);
+        let known = || configured(settings, path).or_else(|| self.recall(cx.clock.now(), path));
+        if let Some(mount) = known() {
+            return Ok(mount); // 1
+        }
+        let mut look = login.look.begin();
+        if let Err(other) = &mut look {
+            tokio::select! {
+                _ = other.changed() => {} // 2
+                () = cx.cancel.cancelled() => return Err(Error::new(&codes::BACKEND_CANCELLED).into()),
+                () = cx.clock.sleep_until(cx.deadline) => return Err(Error::new(&codes::BACKEND_TIMEOUT).into()),
+            }
+            if let Some(mount) = known() {
+                return Ok(mount);
+            }
         }
         let asked = format!("sys/internal/ui/mounts/{path}");
         let call = Call {
             path: &asked,
-            token: Some(token),
+            token: Some(login.token()),
             ..Call::default()
         };
         let body = match wire.call(cx, call).await? {
+            // 3
             Said::Good(body) => body,
             Said::Denied => {
                 let path = path.escape_debug();
@@ -117,6 +151,7 @@ impl Mounts {
         };
         tracing::trace!(mount = %mount.path, engine = ?mount.engine, "a mount is known");
         self.remember(cx.clock.now(), &mount);
+        drop(look);
         Ok(mount)
     }
 

@@ -287,6 +287,7 @@ async fn pods_of_one_account_share_a_login_and_nobody_else_does() {
     }
     assert!(all.join_all().await.into_iter().all(|good| good));
     assert_eq!(logins(), 1);
+    assert_eq!(bao.requests("sys/internal/ui/mounts/secret/app"), 1);
     // deleted and made again under its name: another account
     assert!(
         fetch_as(
