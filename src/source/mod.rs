@@ -154,8 +154,8 @@ pub enum Event {
     Credentials(VolumeId, Caller),
     /// "Fetch soon", from a watch.
     Hint(SourceKey),
-    /// "Fetch now", from a person: all sources of a volume.
-    Refresh(VolumeId),
+    /// "Fetch now", from a person: all sources of a volume that have not been asked since he said so.
+    Refresh(VolumeId, Mono),
     /// A request ended.
     Fetched(SourceKey, Result<Fetched>),
     /// A renewal ended.

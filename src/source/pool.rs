@@ -156,7 +156,7 @@ impl Pool {
             Event::Retain(volume, keys) => self.keep_only(now, &volume, &keys),
             Event::Credentials(volume, caller) => self.credentials(now, &volume, caller),
             Event::Hint(key) => self.with(&key, |source| source.hinted(now)),
-            Event::Refresh(volume) => self.refresh(now, &volume),
+            Event::Refresh(volume, since) => self.refresh(now, &volume, since),
             Event::Fetched(key, result) => self.fetched(now, key, result),
             Event::Renewed(key, result) => self.renewed(now, &key, result),
             Event::Revoked(key, result) => self.revoked(now, &key, result),
@@ -344,9 +344,12 @@ impl Pool {
         }
     }
 
-    fn refresh(&mut self, now: Mono, volume: &VolumeId) {
+    /// What went out after `since` was asked for another of the volumes that a person meant at once.
+    fn refresh(&mut self, now: Mono, volume: &VolumeId, since: Mono) {
         for &id in self.volumes.get(volume).into_iter().flatten() {
-            if let Some(source) = self.sources.get_mut(&id) {
+            if let Some(source) = self.sources.get_mut(&id)
+                && source.asked_at.is_none_or(|at| at <= since)
+            {
                 (source.forced, source.urgency) = (true, Urgency::Publish);
                 source.ask_by(now);
                 self.touched.insert(id);

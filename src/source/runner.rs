@@ -192,10 +192,10 @@ impl Sources {
         self.tell(Event::Applied(volume.clone(), key, version));
     }
 
-    /// Asks all of the volume's sources now. Returns once the requests are under way.
-    pub async fn refresh(&self, volume: &VolumeId) {
+    /// Asks all of the volume's sources now that have not been asked since. Returns once the requests are under way.
+    pub async fn refresh(&self, volume: &VolumeId, since: Mono) {
         let (reply, answer) = oneshot::channel();
-        let event = Event::Refresh(volume.clone());
+        let event = Event::Refresh(volume.clone(), since);
         let _ = self.inbox.send(Message::Tell(event, Some(reply)));
         let _ = answer.await; // an error: stopped, and so are the volumes
     }

@@ -140,7 +140,7 @@ impl Task {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Publish(request, caller) => self.publish(request, caller).await,
-            Command::Refresh(reply) => self.refresh(reply).await,
+            Command::Refresh(since, reply) => self.refresh(since, reply).await,
             Command::Follow(reply) => {
                 let follow = self.follow().await;
                 let _ = reply.send(follow);
@@ -320,7 +320,7 @@ impl Task {
 
     // --- refresh
 
-    async fn refresh(&mut self, reply: Reply<()>) {
+    async fn refresh(&mut self, since: Mono, reply: Reply<()>) {
         if self.served.is_none() || self.closing {
             let code = if self.attempt.is_some() {
                 &codes::MOUNT_BUSY
@@ -330,7 +330,7 @@ impl Task {
             let _ = reply.send(Err(Error::new(code).object(&self.id)));
             return;
         }
-        self.shared.sources.refresh(&self.id).await;
+        self.shared.sources.refresh(&self.id, since).await;
         let deadline = self.shared.clock.now().after(limits::PUBLISH_DEADLINE);
         self.refreshing.push(Refreshing { deadline, reply });
     }

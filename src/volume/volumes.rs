@@ -173,7 +173,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 pub(super) enum Command {
     Publish(PublishRequest, Waiting),
-    Refresh(Reply<()>),
+    /// All sources that have not been asked since.
+    Refresh(Mono, Reply<()>),
     Unpublish {
         target: Option<TargetPath>,
         remove_target: bool,
@@ -347,17 +348,20 @@ impl Volumes {
     /// # Errors
     /// Why the volume is not fresh now; `volume.unknown`.
     pub async fn refresh(&self, id: &VolumeId) -> Result<()> {
-        self.ask(id, false, Command::Refresh).await
+        let since = self.shared.clock.now();
+        let command = |reply| Command::Refresh(since, reply);
+        self.ask(id, false, command).await
     }
 
-    /// [`Self::refresh`] for all volumes at once.
+    /// [`Self::refresh`] for all volumes at once: what several of them share is asked once.
     pub async fn refresh_all(&self) -> Vec<(VolumeId, Result<()>)> {
+        let since = self.shared.clock.now();
         let ids: Vec<VolumeId> = self.shared.map().volumes.keys().cloned().collect();
         let asked: Vec<_> = ids
             .into_iter()
             .map(|id| {
                 let (reply, answer) = oneshot::channel();
-                let sent = self.send(&id, false, Command::Refresh(reply));
+                let sent = self.send(&id, false, Command::Refresh(since, reply));
                 (sent.map(|()| answer), id)
             })
             .collect();

@@ -106,6 +106,11 @@ impl Rig {
         })
     }
 
+    /// A person asks, at this moment.
+    fn refresh(&mut self, name: &str) -> Said {
+        self.on(Event::Refresh(volume(name), at(self.now)))
+    }
+
     fn fetched(&mut self, path: &str, result: Result<Fetched>) -> Said {
         self.on(Event::Fetched(key(path), result))
     }
@@ -197,10 +202,7 @@ fn the_shortest_interval_counts_and_none_is_asked_only_on_demand() {
     rig.subscribe("a", "x", None);
     rig.fetched("x", object("1", None));
     assert!(rig.next().words().is_empty(), "nothing is due");
-    assert_eq!(
-        rig.on(Event::Refresh(volume("a"))).words(),
-        ["fetch x Publish again"]
-    );
+    assert_eq!(rig.refresh("a").words(), ["fetch x Publish again"]);
     rig.fetched("x", object("1", None));
     rig.subscribe("b", "x", Some(MINUTE * 10));
     rig.subscribe("c", "x", Some(MINUTE));
@@ -461,7 +463,7 @@ fn a_found_lease_is_renewed_for_a_subscriber_and_revoked_without_one() {
     assert!(seen.contains(&"revoke M".to_owned()), "{seen:?}");
     rig.subscribe("b", "x", None);
     rig.now += 5.0;
-    rig.on(Event::Refresh(volume("a")));
+    rig.refresh("a");
     rig.fetched("x", object("1", Some(lease("N", 90_000.0, false))));
     rig.applied("a", "x", "1");
     rig.applied("b", "x", "1");
@@ -507,13 +509,38 @@ fn with_the_breaker_open_newcomers_are_told_why_and_a_person_gets_through_once()
     let error = said.view().error.clone().unwrap();
     assert_eq!(error.code(), &codes::BACKEND_TIMEOUT);
     assert!(error.to_string().contains("store:new"), "{error}");
-    let said = rig.on(Event::Refresh(volume("v")));
+    let said = rig.refresh("v");
     assert_eq!(said.words(), ["fetch a Publish anew"], "one probe");
     let said = rig.fetched("a", fail(&codes::BACKEND_UNAVAILABLE));
     assert!(said.words().is_empty(), "{:?}", said.words());
-    rig.on(Event::Refresh(volume("v")));
+    rig.refresh("v");
     let said = rig.fetched("a", object("1", None));
     assert!(said.words().len() >= 4, "all come: {:?}", said.words());
+}
+
+#[test]
+fn what_a_person_wants_of_many_volumes_is_asked_once_for_all_of_them() {
+    let mut rig = Rig::new();
+    for name in ["a", "b", "c"] {
+        rig.subscribe(name, "x", Some(MINUTE));
+    }
+    rig.fetched("x", object("1", None));
+    let refresh = |rig: &mut Rig, name: &str, since: f64| {
+        rig.now += 0.1;
+        rig.on(Event::Refresh(volume(name), at(since))).words()
+    };
+    let since = rig.now;
+    assert_eq!(
+        refresh(&mut rig, "a", since),
+        ["fetch x Publish again"],
+        "it went out before he asked"
+    );
+    assert!(refresh(&mut rig, "b", since).is_empty());
+    let said = rig.fetched("x", object("1", None));
+    assert!(said.words().is_empty(), "{:?}", said.words());
+    assert!(refresh(&mut rig, "c", since).is_empty());
+    let later = rig.now;
+    assert_eq!(refresh(&mut rig, "c", later), ["fetch x Publish again"]);
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn a_watch_that_does_not_begin_delays_the_first_fetch_for_a_moment_only() {
     let said = rig.on(Event::WatchEnded(key("y"), Err(error)));
     assert_eq!(said.words(), ["fetch y Publish anew"]);
     rig.subscribe_to("a", "z", None, true);
-    let said = rig.on(Event::Refresh(volume("a")));
+    let said = rig.refresh("a");
     assert!(said.words().contains(&"fetch z Publish anew".to_owned()));
 }
 

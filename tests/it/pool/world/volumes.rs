@@ -105,7 +105,7 @@ impl World {
         if stores.any(|store| self.stores[store].watched.mode.is_outage()) {
             return Ok(()); // each would be a probe, and is meant to be
         }
-        self.tell(Event::Refresh(self.volumes[n].id.clone()))
+        self.tell(Event::Refresh(self.volumes[n].id.clone(), self.now))
     }
 
     /// A principal's tokens run out; each of its volumes is handed a fresh one within 90 s.
