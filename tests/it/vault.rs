@@ -2,12 +2,16 @@
 
 mod answers;
 pub mod bed;
+mod crowd;
 mod fake;
 mod kv;
 mod leases;
 mod login;
+mod meter;
 mod node;
 mod outage;
+mod pressure;
 mod program;
 mod settings;
+mod shared;
 mod way;

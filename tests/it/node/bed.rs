@@ -195,17 +195,23 @@ fn id(volume: &str) -> String {
 /// Asks with GET at a socket file; status and body.
 pub fn get(socket: &Path, path: &str) -> (u16, String) {
     let short = Short::of(socket).unwrap();
-    exchange(UnixStream::connect(&short.path).unwrap(), path)
+    exchange(UnixStream::connect(&short.path).unwrap(), "GET", path)
+}
+
+/// The same with POST.
+pub fn post(socket: &Path, path: &str) -> (u16, String) {
+    let short = Short::of(socket).unwrap();
+    exchange(UnixStream::connect(&short.path).unwrap(), "POST", path)
 }
 
 /// Asks with GET at the address that a ready line ends with.
 pub fn get_at(running: &Running, path: &str) -> (u16, String) {
     let address = running.ready.trim().rsplit(' ').next().unwrap();
-    exchange(TcpStream::connect(address).unwrap(), path)
+    exchange(TcpStream::connect(address).unwrap(), "GET", path)
 }
 
-fn exchange(mut stream: impl Read + Write, path: &str) -> (u16, String) {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n");
+fn exchange(mut stream: impl Read + Write, method: &str, path: &str) -> (u16, String) {
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -1,13 +1,15 @@
-//! A real OpenBao (`tests/openbao`), one for a test: storage in memory, a loopback port that the system chose, a socket file for the test's own
-//! calls, an audit log. Killed by its own pid when it is dropped.
+//! A real OpenBao (`tests/openbao`), one for a test: storage in memory, or in a directory where it is to be started anew; a loopback port that the
+//! system chose, a socket file for the test's own calls, an audit log. Killed by its own pid when it is dropped.
 //!
 //! Which binary, `tests/run` says in SECRETFS_BAO. Without it a test says `NOT CHECKED` and ends; where CI is set, it fails.
 
 use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
     fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -19,6 +21,7 @@ use super::{certs::Authority, program::eventually};
 /// See the module.
 pub struct Bao {
     child: Child,
+    binary: OsString,
     dir: tempfile::TempDir,
     /// Where it listens.
     pub port: u16,
@@ -52,9 +55,21 @@ impl Bao {
         Some(bao.ready())
     }
 
+    /// [`Self::start`] with storage that outlives the process: see [`Self::restart`].
+    #[track_caller]
+    pub fn lasting() -> Option<Self> {
+        let bao = Self::up(None, true)?;
+        Some(bao.ready())
+    }
+
     /// Up, and never initialized.
     #[track_caller]
     pub fn sealed(tls: Option<&Files>) -> Option<Self> {
+        Self::up(tls, false)
+    }
+
+    #[track_caller]
+    fn up(tls: Option<&Files>, lasting: bool) -> Option<Self> {
         let Some(binary) = std::env::var_os("SECRETFS_BAO") else {
             let message = "NOT CHECKED: THE BACKEND `vault` AGAINST A REAL SERVER: SECRETFS_BAO names no OpenBao (see tests/openbao/install)";
             assert!(std::env::var_os("CI").is_none(), "{message}");
@@ -76,48 +91,46 @@ impl Bao {
                 )
             }
         };
+        let storage = match lasting {
+            false => "storage \"inmem\" {}".to_owned(),
+            true => {
+                let path = dir.path().join("storage");
+                fs::create_dir(&path).unwrap();
+                format!(
+                    "storage \"raft\" {{\n path = {path:?}\n node_id = \"one\"\n}}\ncluster_addr = \"http://127.0.0.1:2\""
+                )
+            }
+        };
         let config = format!(
-            "storage \"inmem\" {{}}\nlistener \"tcp\" {{\n address = \"127.0.0.1:0\"\n {listener}\n}}\nlistener \"unix\" {{ address = {:?} }}\n\
+            "{storage}\nlistener \"tcp\" {{\n address = \"127.0.0.1:0\"\n {listener}\n}}\nlistener \"unix\" {{ address = {:?} }}\n\
              api_addr = \"http://127.0.0.1:1\"\naudit \"file\" \"to-file\" {{\n options {{\n file_path = {:?}\n }}\n}}\n",
             dir.path().join("bao.sock"),
             dir.path().join("audit"),
         );
-        let file = dir.path().join("bao.hcl");
-        fs::write(&file, config).unwrap();
-        let mut child = Command::new(binary)
-            .args(["server", "-config"])
-            .arg(&file)
-            .env_clear()
-            .env("HOME", dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap());
-        let mut port = None;
-        let mut line = String::new();
-        // the address itself is shown as it was asked for, the one next to it as it is
-        while !line.contains("server started") {
-            line.clear();
-            assert!(said.read_line(&mut line).unwrap() > 0, "OpenBao has ended");
-            if let Some((_, rest)) = line.split_once("cluster address: \"127.0.0.1:") {
-                port = rest.split('"').next().unwrap().parse::<u16>().ok();
-            }
-        }
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        let bao = Self {
+        fs::write(dir.path().join("bao.hcl"), config).unwrap();
+        let (child, port) = run(&binary, dir.path());
+        Some(Self {
             child,
+            binary,
             dir,
-            port: port.unwrap() - 1,
+            port,
             root: String::new(),
             key: String::new(),
             tls: tls.is_some(),
-        };
-        eventually("OpenBao answers", || {
-            bao.dir.path().join("bao.sock").exists()
-        });
-        Some(bao)
+        })
+    }
+
+    /// Kills it, as a machine that dies does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        fs::remove_file(self.dir.path().join("bao.sock")).unwrap();
+    }
+
+    /// Starts it again after [`Self::kill`], at another port, with all that it held, and unseals it.
+    pub fn restart(&mut self) {
+        (self.child, self.port) = run(&self.binary, self.dir.path());
+        self.unseal();
     }
 
     fn ready(mut self) -> Self {
@@ -283,6 +296,53 @@ impl Bao {
             .filter(|line| line.contains("\"type\":\"request\""));
         lines.filter(|line| line.contains(&wanted)).count()
     }
+
+    /// All requests but root's and the server's own, by the audit log: operation and path, and how many there were.
+    pub fn audited(&self) -> BTreeMap<String, usize> {
+        let log = fs::read_to_string(self.dir.path().join("audit")).unwrap();
+        let lines = log
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line:?}")));
+        let others = lines
+            .filter(|line| line["type"] == "request" && line["auth"]["display_name"] != "root")
+            .filter(|line| line["request"]["path"] != "sys/audit/test"); // when it starts
+        let mut counts = BTreeMap::new();
+        for line in others {
+            let request = &line["request"];
+            let [operation, path] =
+                [&request["operation"], &request["path"]].map(|part| part.as_str().unwrap());
+            *counts.entry(format!("{operation} {path}")).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// Starts it with the configuration in this directory; its port.
+fn run(binary: &OsStr, dir: &Path) -> (Child, u16) {
+    let mut child = Command::new(binary)
+        .args(["server", "-config"])
+        .arg(dir.join("bao.hcl"))
+        .env_clear()
+        .env("HOME", dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut port = None;
+    let mut line = String::new();
+    // the address itself is shown as it was asked for, the one next to it as it is
+    while !line.contains("server started") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "OpenBao has ended");
+        if let Some((_, rest)) = line.split_once("cluster address: \"127.0.0.1:") {
+            port = rest.split('"').next().unwrap().parse::<u16>().ok();
+        }
+    }
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    eventually("OpenBao answers", || dir.join("bao.sock").exists());
+    (child, port.unwrap() - 1)
 }
 
 impl Drop for Bao {

@@ -52,26 +52,29 @@ impl Fake {
 
 /// A cluster's TokenReview: believes every token, of whatever account stands in it.
 pub fn token_review() -> Fake {
-    Fake::new(|request| {
-        let body = request.split_once("\r\n\r\n").unwrap().1;
-        let review: Value = serde_json::from_str(body).unwrap_or_default();
-        let jwt = review["spec"]["token"].as_str().unwrap_or_default();
-        let claims = jwt
-            .split('.')
-            .nth(1)
-            .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
-        let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
-        let uid = &claims["kubernetes.io"]["serviceaccount"]["uid"];
-        let user =
-            json!({"username": claims["sub"], "uid": uid, "groups": ["system:serviceaccounts"]});
-        let status = json!({"authenticated": true, "user": user, "audiences": claims["aud"]});
-        let answer = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status});
-        says_with(
-            201,
-            "Content-Type: application/json\r\n",
-            &answer.to_string(),
-        )
-    })
+    Fake::new(review)
+}
+
+/// What it answers.
+pub fn review(request: &str) -> Vec<u8> {
+    let body = request.split_once("\r\n\r\n").unwrap().1;
+    let review: Value = serde_json::from_str(body).unwrap_or_default();
+    let jwt = review["spec"]["token"].as_str().unwrap_or_default();
+    let claims = jwt
+        .split('.')
+        .nth(1)
+        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let claims: Value = serde_json::from_slice(&claims.unwrap_or_default()).unwrap_or_default();
+    let uid = &claims["kubernetes.io"]["serviceaccount"]["uid"];
+    let user = json!({"username": claims["sub"], "uid": uid, "groups": ["system:serviceaccounts"]});
+    let status = json!({"authenticated": true, "user": user, "audiences": claims["aud"]});
+    let answer =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status});
+    says_with(
+        201,
+        "Content-Type: application/json\r\n",
+        &answer.to_string(),
+    )
 }
 
 fn serve(mut stream: TcpStream, heard: &Mutex<Vec<String>>, answer: &dyn Fn(&str) -> Vec<u8>) {
