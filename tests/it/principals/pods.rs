@@ -95,7 +95,8 @@ impl Wants {
             _ => 1,
         };
         let seconds = self.interval.as_secs() * times;
-        let mut text = format!("refreshInterval: {seconds}s\nfiles:\n");
+        // what goes when a right is taken away is looked at in `volume::denied`
+        let mut text = format!("refreshInterval: {seconds}s\nonDenied: keep\nfiles:\n");
         for (store, path, role) in &self.files {
             text += &format!(
                 "- {{path: {store}-{path}-{role}, from: {{backend: {store}, path: {path}, role: {role}}}}}\n"
