@@ -119,14 +119,16 @@ pub const REPLACE_RETRY_MAX: Duration = Duration::from_secs(60);
 pub const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Further warnings in that time, each because of another cause than the one before. With all volumes of a pod it stays below [`LOG_LINES`].
 pub const WARN_CAUSES: u32 = 4;
-/// Requests in flight to one backend: a hung one holds no more tasks and connections than this. A quarter of them is kept for
+/// Requests in flight to one backend (`requests.inFlight`): a hung one holds no more tasks and connections than this. A quarter of them is kept for
 /// tenants who have none in flight; the rest is a full burst beside one tenant who hangs, or six who do.
 pub const BACKEND_IN_FLIGHT: u32 = 64;
 /// Requests in flight to one backend for one namespace: what hangs for it holds no more than this.
 pub const TENANT_IN_FLIGHT: u32 = 8;
-/// Requests that one backend gets in a second in the long run: above the need of a full node, below what a store notices.
+/// Requests that one backend gets in a second in the long run, unless its `requests.perSecond` says so: above the need of a full node, below what a store notices.
 pub const BACKEND_PER_SECOND: u32 = 20;
-/// Requests that one backend gets at once after a rest: a node's worth of pods that start together.
+/// Most that a backend's `requests` may say: what one node can send.
+pub const BACKEND_REQUESTS_MAX: u32 = 10_000;
+/// Requests that one backend gets at once after a rest (`requests.burst`): a node's worth of pods that start together.
 pub const BACKEND_BURST: u32 = 40;
 /// Requests in flight to a backend on this machine: each is a short look at files on a thread of its own, or waits for a
 /// store that is just being changed. Far below the number of such threads.

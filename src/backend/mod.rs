@@ -9,6 +9,7 @@ use crate::{
     caller::{AsksAs, Credentials, Identity},
     clock::{Clock, Mono},
     error::{Error, Result, codes},
+    limits,
     secret::{Lease, Object},
     spec::{ObjectRef, Problem},
 };
@@ -50,8 +51,31 @@ pub enum Pace {
     /// Over a network, beside many other nodes: few at once, and a limited rate.
     #[default]
     Remote,
+    /// The same, with limits that the configuration names.
+    Within(Allowance),
     /// On this machine: as fast as it answers. Its watch begins at once, and tells so by a first hint.
     Local,
+}
+
+/// How much one node may ask of one backend. Renewals and revocations of leases count; logins do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allowance {
+    /// Requests a second, in the long run.
+    pub per_second: u32,
+    /// Requests at once, after a rest.
+    pub burst: u32,
+    /// Requests in flight.
+    pub in_flight: u32,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            per_second: limits::BACKEND_PER_SECOND,
+            burst: limits::BACKEND_BURST,
+            in_flight: limits::BACKEND_IN_FLIGHT,
+        }
+    }
 }
 
 /// One kind of store.

@@ -4,6 +4,7 @@ pub mod show;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
 };
@@ -149,33 +150,56 @@ pub async fn refresh(args: &RefreshArgs, env: &Env, out: &mut dyn Write) -> Resu
     }
     let chosen = choose(&found, args)?;
     let mut first_failure = silence.filter(|_| args.all);
-    for found in chosen {
-        let path = format!("/v1/volumes/{}/refresh", found.status.id);
-        match client::ask(&found.socket, Method::POST, &path).await {
-            Ok(volumes) => {
-                for volume in volumes {
-                    writeln!(
-                        out,
-                        "{}: generation {}, {}",
-                        volume.target,
-                        volume.generation,
-                        state(&volume)
-                    )
-                    .map_err(Error::stdout)?;
-                }
-            }
-            Err(error) => {
-                let is_named = error.to_string().contains(&found.status.target);
-                let error = if is_named {
-                    error
-                } else {
-                    error.object(&found.status.target)
-                };
-                first_failure.get_or_insert(error);
-            }
+    for (socket, volumes) in by_socket(&chosen) {
+        let (refreshed, failed) = refresh_at(socket, &volumes).await;
+        for volume in refreshed {
+            writeln!(
+                out,
+                "{}: generation {}, {}",
+                volume.target,
+                volume.generation,
+                state(&volume)
+            )
+            .map_err(Error::stdout)?;
         }
+        first_failure = first_failure.or(failed);
     }
     first_failure.map_or(Ok(()), Err)
+}
+
+fn by_socket<'f>(chosen: &[&'f Found]) -> BTreeMap<&'f Path, Vec<&'f VolumeStatus>> {
+    let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for found in chosen {
+        let of_socket = all.entry(found.socket.as_path()).or_default();
+        of_socket.push(&found.status);
+    }
+    all
+}
+
+/// Asks for several volumes at once, so that what they share is fetched once. What to show of them, and what failed.
+async fn refresh_at(
+    socket: &Path,
+    volumes: &[&VolumeStatus],
+) -> (Vec<VolumeStatus>, Option<Error>) {
+    let path = match volumes {
+        [one] => format!("/v1/volumes/{}/refresh", one.id),
+        _ => "/v1/refresh".to_owned(),
+    };
+    let error = match client::ask(socket, Method::POST, &path).await {
+        Ok(refreshed) => return (refreshed, None),
+        Err(error) => error,
+    };
+    let [one] = volumes else {
+        let now = client::ask(socket, Method::GET, "/v1/volumes").await;
+        return (now.unwrap_or_default(), Some(error));
+    };
+    let is_named = error.to_string().contains(&one.target);
+    let error = if is_named {
+        error
+    } else {
+        error.object(&one.target)
+    };
+    (Vec::new(), Some(error))
 }
 
 fn choose<'a>(found: &'a [Found], args: &RefreshArgs) -> Result<Vec<&'a Found>> {

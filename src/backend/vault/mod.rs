@@ -46,7 +46,7 @@ pub use settings::{AUTH_KEYS, KEYS, TIMEOUT_KEYS, TLS_KEYS};
 
 use crate::{
     backend::{
-        Backend, Cx, Fetched, Want,
+        Backend, Cx, Fetched, Pace, Want,
         login::{Key, Sessions},
     },
     caller::{AsksAs, Identity},
@@ -288,6 +288,10 @@ impl Backend for VaultBackend {
 
     fn asks_as(&self, _object: &ObjectRef) -> AsksAs {
         self.0.settings.asks_as
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Within(self.0.settings.requests)
     }
 
     async fn fetch(&self, cx: &Cx, want: Want<'_>) -> Result<Fetched> {

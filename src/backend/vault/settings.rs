@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
-    backend::http::{self, Address, Timeouts, TlsFiles},
+    backend::{
+        Allowance,
+        http::{self, Address, Timeouts, TlsFiles},
+    },
     caller::AsksAs,
     config::BackendConfig,
     error::codes,
@@ -28,6 +31,7 @@ pub const KEYS: &[&str] = &[
     "proxy",
     "redirectHosts",
     "timeouts",
+    "requests",
     "audience",
     "allowAPIServerAudience",
     "auth",
@@ -39,6 +43,8 @@ pub const KEYS: &[&str] = &[
 pub const TLS_KEYS: &[&str] = &["ca", "serverName", "certificate", "key"];
 /// Keys of its `timeouts`.
 pub const TIMEOUT_KEYS: &[&str] = &["resolve", "connect", "tls", "answer"];
+/// Keys of its `requests`.
+pub const REQUEST_KEYS: &[&str] = &["perSecond", "burst", "inFlight"];
 /// Keys of its `auth`.
 pub const AUTH_KEYS: &[&str] = &[
     "method",
@@ -104,6 +110,7 @@ impl Method {
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) http: http::Settings,
+    pub(super) requests: Allowance,
     pub(super) namespace: Option<String>,
     /// Of the kubelet's tokens, the one that is sent.
     pub(super) audience: String,
@@ -172,9 +179,11 @@ impl Reader {
             );
         }
         let (allowed, kv) = (self.allowed(top), self.kv(top));
+        let requests = self.requests(top);
         let (method, auth_mount) = auth?;
         Some(Settings {
             http: http?,
+            requests,
             namespace,
             audience,
             method,
@@ -309,6 +318,38 @@ impl Reader {
             }
         }
         times
+    }
+
+    fn requests(&mut self, top: &Fields<'_>) -> Allowance {
+        let mut allowed = Allowance::default();
+        let field = top.field("requests");
+        let fields = top.value("requests");
+        let fields = fields
+            .and_then(|node| Fields::new(node, &field, REQUEST_KEYS, &[], &mut self.problems));
+        let Some(fields) = fields else {
+            return allowed;
+        };
+        for (key, into) in [
+            ("perSecond", &mut allowed.per_second),
+            ("burst", &mut allowed.burst),
+            ("inFlight", &mut allowed.in_flight),
+        ] {
+            let Some(node) = fields.value(key) else {
+                continue;
+            };
+            let (field, max) = (fields.field(key), limits::BACKEND_REQUESTS_MAX);
+            let number = read::number(node, &field, max.into(), &mut self.problems);
+            match number.and_then(|number| u32::try_from(number).ok()) {
+                Some(0) => self.wrong(
+                    node,
+                    &field,
+                    format!("{field} is 0: nothing could be asked"),
+                ),
+                Some(number) => *into = number,
+                None => {} // it has been said
+            }
+        }
+        allowed
     }
 
     /// One or more segments, without `/` at an end: a namespace, a mount.

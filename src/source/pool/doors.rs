@@ -19,7 +19,7 @@ use crate::{
     secret::Known,
     source::{
         Effect, SourceKey, Urgency,
-        gate::{Gate, Pass, Sign, Tenant, Verdict},
+        gate::{Gate, GateRules, Pass, Sign, Tenant, Verdict},
         schedule,
     },
     spec::BackendName,
@@ -117,6 +117,12 @@ impl Pool {
             door.pace = pace;
             door.gate.rule(match pace {
                 Pace::Remote => self.rules.gate.clone(),
+                Pace::Within(allowed) => GateRules {
+                    in_flight: allowed.in_flight,
+                    per_second: Some(allowed.per_second),
+                    burst: allowed.burst,
+                    ..self.rules.gate.clone()
+                },
                 Pace::Local => self.rules.local.clone(),
             });
         }

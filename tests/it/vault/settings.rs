@@ -10,7 +10,7 @@ fn settings_are_taken_or_every_mistake_is_told() {
     for good in [
         GOOD,
         "address: \"https://v\", namespace: a/b, tls: {ca: /ca, serverName: v.example, certificate: /c, key: /k}, proxy: \"http://p:3128\", \
-         redirectHosts: [\"https://w:8200\"], timeouts: {resolve: 2s, connect: 3s, tls: 4s, answer: 30s}, audience: v, shareBy: pod, \
+         redirectHosts: [\"https://w:8200\"], timeouts: {resolve: 2s, connect: 3s, tls: 4s, answer: 30s}, requests: {perSecond: 100, burst: 1, inFlight: 10000}, audience: v, shareBy: pod, \
          auth: {method: jwt, mount: clusters/one, role: app}, allowedPaths: [\"secret/**\"], kv: {secret: 2, old/: 1}",
         "address: \"unix:///run/bao.sock\", auth: {method: approle, roleId: r, secretIdFile: /s, wrapped: true}",
         "address: \"https://v\", auth: {method: approle, roleId: r}",
@@ -45,6 +45,9 @@ fn settings_are_taken_or_every_mistake_is_told() {
         (format!("{GOOD}, tls: {{ca: rel}}"), "tls.ca"),
         (format!("{GOOD}, proxy: \"https://p\""), "proxy"),
         (format!("{GOOD}, timeouts: {{answer: 31s}}"), "timeouts.answer"),
+        (format!("{GOOD}, requests: {{perSecond: 0}}"), "requests.perSecond"),
+        (format!("{GOOD}, requests: {{inFlight: 10001}}"), "requests.inFlight"),
+        (format!("{GOOD}, requests: {{perMinute: 1}}"), "requests.perMinute"),
         (format!("{GOOD}, namespace: a/../b"), "namespace"),
         (format!("{GOOD}, allowedPaths: [\"a/../b\"]"), "allowedPaths"),
         (format!("{GOOD}, kv: {{secret: 3}}"), "kv.secret"),

@@ -1,7 +1,7 @@
 //! What subscribers' terms change: a backend on this machine, an object that they can do without.
 
 use super::*;
-use crate::backend::Pace;
+use crate::backend::{Allowance, Pace};
 
 fn local() -> Terms {
     Terms {
@@ -226,4 +226,26 @@ fn a_newcomer_asks_by_his_own_proof_where_the_last_answer_is_older_than_his_inte
             assert!(rig.subscribe("a", "x", None).words().is_empty());
         }
     }
+}
+
+#[test]
+fn a_backend_is_asked_within_what_its_configuration_allows() {
+    let mut rig = Rig::new();
+    rig.terms.pace = Pace::Within(Allowance {
+        per_second: 1,
+        burst: 2,
+        in_flight: 1,
+    });
+    let first = rig.subscribe("a", "x", Some(MINUTE)).words();
+    assert_eq!(first, ["fetch x Publish anew"]);
+    assert!(rig.subscribe("b", "y", Some(MINUTE)).words().is_empty());
+    assert!(rig.subscribe("c", "z", Some(MINUTE)).words().is_empty());
+    let said = rig.fetched("x", object("1", None));
+    assert_eq!(said.words(), ["fetch y Publish anew"], "one at a time");
+    let said = rig.fetched("y", object("1", None));
+    assert!(said.words().is_empty(), "two at once: {:?}", said.words());
+    rig.now += 0.9;
+    assert!(rig.on(Event::Tick).words().is_empty());
+    rig.now += 0.2;
+    assert_eq!(rig.on(Event::Tick).words(), ["fetch z Publish anew"]);
 }
