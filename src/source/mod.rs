@@ -78,7 +78,11 @@ impl SourceView {
     /// Whether there is an answer that a volume which comes at `now` may be given: not where the store has changed its mind since.
     pub(crate) fn serves(&self, now: Mono, recent: Option<Duration>) -> bool {
         let is_recent = |longest| self.checked_at.is_some_and(|at| now.since(at) <= longest);
-        let is_taken_back = self.error.is_some() && self.refused_since.is_some();
+        let is_taken_back = match (&self.known, &self.error) {
+            (_, None) => false,
+            (Known::Object(_), Some(_)) => self.refused_since.is_some(),
+            (_, Some(error)) => error.takes_back(),
+        };
         !matches!(self.known, Known::Unknown) && !is_taken_back && recent.is_none_or(is_recent)
     }
 

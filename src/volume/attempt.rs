@@ -63,8 +63,10 @@ impl Attempt {
     /// Whether there is nothing yet that this volume may be given. What would have to go at once is not given to it again.
     fn is_unanswered(&self, source: &Followed, view: &SourceView, now: Mono) -> bool {
         let is_too_old = source.too_old.is_some() && source.too_old == view.checked_at;
-        let is_taken_back =
-            view.error.is_some() && source.is_over(view, self.order.spec.on_denied, now);
+        let is_taken_back = match source.is_kept_on {
+            true => view.error.is_some() && source.is_over(view, self.order.spec.on_denied, now),
+            false => !view.serves(now, None),
+        };
         matches!(view.known, Known::Unknown) || is_too_old || is_taken_back
     }
 

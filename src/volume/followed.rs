@@ -10,6 +10,7 @@ use crate::{
     render::Known,
     secret::Version,
     source::{SourceKey, SourceView, runner::Wanted},
+    volume::status::Failure,
 };
 
 /// One source of a volume; they stand in the order of the spec's objects.
@@ -27,7 +28,10 @@ pub(super) struct Followed {
     pub is_denied: bool,
     /// The volume can do without it.
     pub optional: bool,
-    /// It is not for readers any more: see `withdraw`.
+    /// A volume that had it before has it still.
+    pub is_kept_on: bool,
+    /// Why it is missed, or not for readers any more: see `withdraw`.
+    pub missed: Option<Failure>,
     pub is_withdrawn: bool,
 }
 
@@ -52,15 +56,18 @@ impl Followed {
             delivered: former.and_then(|former| former.delivered.clone()),
             is_denied: former.is_some_and(|former| former.is_denied),
             optional: want.optional,
+            is_kept_on: former.is_some(),
+            missed: former.and_then(|former| former.missed.clone()),
             is_withdrawn: former.is_some_and(|former| former.is_withdrawn),
         }
     }
 
-    /// What this volume may show of it.
+    /// What this volume may show of it. What it needs, and the store says it does not have, stays as it is until it is withdrawn.
     pub fn known(&self) -> Known {
-        match self.is_withdrawn {
-            true => Known::Withdrawn,
-            false => self.view.borrow().known.clone(),
+        match (self.is_withdrawn, &self.missed) {
+            (true, _) => Known::Withdrawn,
+            (false, Some(_)) => Known::Unknown,
+            (false, None) => self.view.borrow().known.clone(),
         }
     }
 
@@ -69,7 +76,10 @@ impl Followed {
     pub fn is_answered_by(&self, view: &SourceView, error: &Arc<Error>) -> bool {
         let before = self.before.as_ref();
         let is_new = !before.is_some_and(|before| Arc::ptr_eq(before, error));
-        is_new || (!view.in_flight && error.code() != &codes::IDENTITY_TOKEN_STALE)
+        match error.code() == &codes::IDENTITY_TOKEN_STALE {
+            true => is_new && !view.in_flight,
+            false => is_new || !view.in_flight,
+        }
     }
 
     /// Whether the pool keeps it current.

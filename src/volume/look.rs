@@ -123,6 +123,7 @@ impl Task {
                 return true;
             }
         }
+        served.judge(self.shared.clock.now());
         let known = served.known();
         if known.iter().any(|known| matches!(known, Known::Unknown)) {
             return false;

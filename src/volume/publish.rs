@@ -21,11 +21,12 @@ use crate::{
         decide::{Call, Decision, Phase, Remembered, Seen, decide},
         followed::Followed,
         record::VolumeRecord,
+        resettle::frozen,
         served::{self, Job, Served},
         shortcut::is_taken,
         task::Task,
         trail::{About, Trail},
-        wanted::wanted_each,
+        wanted::{Judged, Unwanted, wanted_each},
     },
 };
 
@@ -230,17 +231,51 @@ impl Task {
         })
     }
 
-    /// The sources of an order; those that the policy denies go on record.
+    /// The sources of an order.
     fn wanted(&self, order: &Order) -> Result<Vec<Wanted>> {
+        let judged = self.judged(order).into_iter();
+        judged
+            .map(|one| one.map_err(|refused| refused.error))
+            .collect()
+    }
+
+    /// The same, with a verdict on each; those that the policy denies go on record.
+    fn judged(&self, order: &Order) -> Vec<Judged> {
         let (spec, who) = (&order.spec, &order.caller.0);
         let each = wanted_each(&self.id, spec, who, &order.settings);
         let pairs = spec.objects.iter().zip(&each);
         let denied = pairs.filter_map(|(object, wanted)| {
-            let error = wanted.as_ref().err().filter(|error| error.is_denial())?;
-            Some((object, error.code()))
+            let refused = wanted.as_ref().err();
+            let error = refused.map(|refused| &refused.error);
+            Some((object, error.filter(|error| error.is_denial())?.code()))
         });
         self.put_refusals_on_record(self.about(order), &order.asked(), denied);
-        each.into_iter().collect()
+        each
+    }
+
+    /// Sources of a mount that is there: what the policy denies is followed as if it had done so while we served it.
+    async fn follow_judged(
+        &mut self,
+        order: &Order,
+        judged: Vec<(Wanted, Option<Error>)>,
+    ) -> Result<Vec<Followed>> {
+        let wanted = judged.iter().filter(|(_, refused)| refused.is_none());
+        let wanted = wanted.map(|(want, _)| want.clone()).collect();
+        let mut followed = self.subscribe(order, wanted).await?.into_iter();
+        let now = self.shared.clock.now();
+        let each = judged
+            .into_iter()
+            .filter_map(|(want, refused)| match refused {
+                None => followed.next(),
+                Some(error) => {
+                    let view = frozen(&SourceView::unknown(), error, now);
+                    Some(Followed {
+                        is_denied: true, // that is on record
+                        ..Followed::new(want, view, None, now)
+                    })
+                }
+            });
+        Ok(each.collect())
     }
 
     fn about<'v>(&'v self, order: &'v Order) -> About<'v> {
@@ -364,6 +399,7 @@ impl Task {
         match &self.served {
             Some(served) => {
                 let keys = served.sources.iter().map(|source| source.key.clone());
+                let keys = keys.chain(served.leaving.iter().cloned());
                 self.shared.sources.retain(&self.id, keys.collect());
             }
             None => self.shared.sources.unsubscribe(&self.id),
@@ -488,14 +524,15 @@ impl Task {
     /// Serves a former process's mount as it is; it is completed when the sources are known.
     pub async fn adopt(&mut self, order: Order, record: Option<VolumeRecord>) -> Result<Published> {
         let who = &order.caller.0;
-        let wanted = self.wanted(&order)?;
+        let judged = self.judged(&order).into_iter().map(adoptable);
+        let judged: Vec<_> = judged.collect::<Result<_>>()?;
         let (target, placing) = (&order.target, &order.placing);
         let adopted = served::adopt(&self.shared, &self.id, target, placing, &order.spec, record);
         let adopted = adopted.await?;
         self.shared
             .ledger
             .adopt(&self.id, Some(who), adopted.bytes());
-        let sources = self.subscribe(&order, wanted).await?;
+        let sources = self.follow_judged(&order, judged).await?;
         let mut served = Served::new(&order, sources, adopted.mounted.generation());
         served.adopted = true;
         served.hold(adopted);
@@ -533,6 +570,18 @@ impl Task {
             adopted,
             refused: None,
         })
+    }
+}
+
+/// A source, and why it is denied. What is wrong in another way cannot be followed.
+fn adoptable(judged: Judged) -> Result<(Wanted, Option<Error>)> {
+    match judged {
+        Ok(want) => Ok((want, None)),
+        Err(Unwanted {
+            want: Some(want),
+            error,
+        }) => Ok((*want, Some(error))),
+        Err(Unwanted { want: None, error }) => Err(error),
     }
 }
 

@@ -13,13 +13,19 @@ use tokio::sync::watch;
 
 use crate::{
     clock::Mono,
-    error::{Error, Result, codes},
+    error::{Error, codes},
     render::Known,
     source::{
         SourceView,
         runner::{Moving, Wanted},
     },
-    volume::{Settings, followed::Followed, served::Served, task::Task, wanted::wanted_each},
+    volume::{
+        Settings,
+        followed::Followed,
+        served::Served,
+        task::Task,
+        wanted::{Judged, Unwanted, wanted_each},
+    },
 };
 
 /// What becomes of one source.
@@ -93,21 +99,19 @@ impl Task {
     }
 }
 
-fn step(source: &Followed, judged: Result<Wanted>, wanted: &mut Vec<Wanted>) -> Step {
+fn step(source: &Followed, judged: Judged, wanted: &mut Vec<Wanted>) -> Step {
     match judged {
         Ok(want) if want.key == source.key && source.is_live() => Step::Keep,
         Ok(want) => {
             wanted.push(want.clone());
             Step::Follow(want)
         }
-        Err(error) => {
-            let shown = source.view.borrow();
-            let is_told = !source.is_live()
-                && matches!(&shown.error, Some(old) if old.to_string() == denied(&error).to_string());
-            if is_told {
-                Step::Keep
-            } else {
-                Step::Freeze(denied(&error))
+        Err(Unwanted { error, .. }) => {
+            let (shown, error) = (source.view.borrow(), denied(&error));
+            let is_same = |old: &Arc<Error>| old.to_string() == error.to_string();
+            match !source.is_live() && shown.error.as_ref().is_some_and(is_same) {
+                true => Step::Keep,
+                false => Step::Freeze(error),
             }
         }
     }
@@ -155,7 +159,7 @@ impl Served {
 }
 
 /// A view that stays as it is.
-fn frozen(last: &SourceView, error: Error, now: Mono) -> watch::Receiver<SourceView> {
+pub(super) fn frozen(last: &SourceView, error: Error, now: Mono) -> watch::Receiver<SourceView> {
     let is_refusal = error.takes_back();
     let refused_since = last.refused_since.or(is_refusal.then_some(now));
     let view = SourceView {

@@ -346,8 +346,8 @@ impl Served {
     pub fn is_due(&mut self, now: Mono) -> bool {
         let mut changed = false;
         let mut in_flight = false;
-        for (source, tried) in self.sources.iter_mut().zip(&self.tried) {
-            source.judge(self.spec.on_denied, now);
+        self.judge(now);
+        for (source, tried) in self.sources.iter().zip(&self.tried) {
             let view = source.view.borrow();
             if !same(&source.known(), tried) {
                 changed = true;
@@ -507,7 +507,12 @@ impl Served {
 
     /// What it has of failures that are not its sources'.
     pub fn own_failure(&self) -> Option<&Failure> {
-        self.failure.as_ref().or(self.altered.as_ref())
+        let own = self.failure.as_ref().or(self.altered.as_ref());
+        own.or_else(|| {
+            self.sources
+                .iter()
+                .find_map(|source| source.missed.as_ref())
+        })
     }
 
     /// What to tell of it.

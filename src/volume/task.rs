@@ -239,9 +239,33 @@ impl Task {
                 true
             }
             Err(error) => {
+                let withdrawn = served.only_withdrawn(&known);
                 served.failed(now, error);
+                if let Some(known) = withdrawn {
+                    self.withdraw(known).await;
+                }
                 false
             }
+        }
+    }
+
+    /// What is new cannot be shown; what has to go goes all the same.
+    async fn withdraw(&mut self, known: Vec<Known>) {
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        let trail = served.trail(&self.id, &known);
+        let job = Job::new(&served.spec, &known, served.generation, trail);
+        let (tried, failure) = (served.tried.clone(), served.failure.clone());
+        let (failures, retry_at) = (served.failures, served.retry_at);
+        let replaced = served.replace(&self.shared, &self.id, job).await;
+        let Ok(shown) = replaced else {
+            return; // what failed first is told
+        };
+        self.took(shown, known);
+        if let Some(served) = &mut self.served {
+            (served.tried, served.failure) = (tried, failure);
+            (served.failures, served.retry_at) = (failures, retry_at);
         }
     }
 
@@ -292,8 +316,8 @@ impl Task {
         {
             follow.send_replace(Some(snapshot));
         }
-        for gone in &gone {
-            self.tell_withdrawal(gone);
+        if changed {
+            self.tell_withdrawals(&gone);
         }
         self.let_go();
     }

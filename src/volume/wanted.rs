@@ -22,9 +22,20 @@ pub(super) fn wanted(
     identity: &Identity,
     settings: &Settings,
 ) -> Result<Vec<Wanted>> {
-    wanted_each(id, spec, identity, settings)
-        .into_iter()
+    let each = wanted_each(id, spec, identity, settings).into_iter();
+    each.map(|one| one.map_err(|refused| refused.error))
         .collect()
+}
+
+/// One source, or why not.
+pub(super) type Judged = Result<Wanted, Unwanted>;
+
+/// A source that may not be asked for.
+pub(super) struct Unwanted {
+    /// It, if only the policy is against it.
+    pub want: Option<Box<Wanted>>,
+    /// Why.
+    pub error: Error,
 }
 
 /// The same, with a verdict on each.
@@ -33,21 +44,26 @@ pub(super) fn wanted_each(
     spec: &VolumeSpec,
     identity: &Identity,
     settings: &Settings,
-) -> Vec<Result<Wanted>> {
+) -> Vec<Judged> {
     let every = match spec.refresh {
         Refresh::Every(interval) => Some(interval),
         Refresh::Never => None,
     };
     let one = |(index, object): (usize, &ObjectRef)| {
-        let (backend, epoch) = settings
-            .registry
-            .named(&object.backend)
-            .ok_or_else(|| Error::new(&codes::SPEC_UNKNOWN_BACKEND).object(object))?;
+        let (backend, epoch) =
+            settings
+                .registry
+                .named(&object.backend)
+                .ok_or_else(|| Unwanted {
+                    want: None,
+                    error: Error::new(&codes::SPEC_UNKNOWN_BACKEND).object(object),
+                })?;
         let principal = identity.principal(backend.asks_as(object));
-        if let (Principal::Node, Identity::Pod(pod)) = (&principal, identity) {
-            settings.policy.allows(pod, object)?;
-        }
-        Ok(Wanted {
+        let allowed = match (&principal, identity) {
+            (Principal::Node, Identity::Pod(pod)) => settings.policy.allows(pod, object),
+            _ => Ok(()),
+        };
+        let want = Wanted {
             recent: every,
             key: SourceKey {
                 object: object.clone(),
@@ -59,7 +75,14 @@ pub(super) fn wanted_each(
             pushes: backend.pushes(object),
             optional: optional(spec, index),
             backend: backend.clone(),
-        })
+        };
+        match allowed {
+            Ok(()) => Ok(want),
+            Err(error) => Err(Unwanted {
+                want: Some(Box::new(want)),
+                error,
+            }),
+        }
     };
     spec.objects.iter().enumerate().map(one).collect()
 }

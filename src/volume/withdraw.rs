@@ -6,6 +6,8 @@
 //!
 //! Does not: remove a file (the next set of files is made without it), say what is a refusal (`Error::takes_back`).
 
+use std::sync::Arc;
+
 use crate::{
     clock::Mono,
     error::{Error, ErrorKind, codes},
@@ -13,7 +15,7 @@ use crate::{
     render::Known,
     source::SourceView,
     spec::{ObjectRef, OnDenied},
-    volume::{followed::Followed, served::Served, task::Task},
+    volume::{followed::Followed, served::Served, status::Failure, task::Task},
 };
 
 /// A secret that readers see no more.
@@ -23,7 +25,15 @@ pub(super) struct Withdrawal {
     /// Which.
     pub object: ObjectRef,
     /// Why.
-    pub error: Error,
+    pub error: Arc<Error>,
+}
+
+/// What becomes of a secret's files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fate {
+    Stay,
+    Until(Mono),
+    Gone,
 }
 
 impl Followed {
@@ -42,27 +52,40 @@ impl Followed {
         view.is_refused().then(|| since.after(grace))
     }
 
-    /// Whether it has to go, or has gone and nothing has brought it back.
+    /// Whether it has to go, or has gone and nothing has brought it back. After a change of the configuration nothing is known for a while.
     pub fn is_over(&self, view: &SourceView, on_denied: OnDenied, now: Mono) -> bool {
         let has_to_go = self.goes_at(view, on_denied).is_some_and(|at| at <= now);
-        has_to_go || (self.is_withdrawn && self.refused_since(view).is_some())
+        let is_refused = self.refused_since(view).is_some();
+        has_to_go || (self.is_withdrawn && (is_refused || matches!(view.known, Known::Unknown)))
     }
 
-    /// Takes it away, or gives it back.
+    /// Takes it away, or gives it back; notes why it is missed. Why it was withdrawn does not change with what the store says later.
     pub fn judge(&mut self, on_denied: OnDenied, now: Mono) {
-        self.is_withdrawn = self.is_over(&self.view.borrow(), on_denied, now);
-    }
-
-    /// Why it is withdrawn.
-    fn refusal(&self) -> Error {
         let view = self.view.borrow();
-        let said = view.error.as_deref().filter(|error| error.takes_back());
-        let gone = || Error::new(&codes::BACKEND_NOT_FOUND).object(&self.key.object);
-        said.cloned().unwrap_or_else(gone)
+        let is_withdrawn = self.is_over(&view, on_denied, now);
+        let is_absent = !self.optional && matches!(view.known, Known::Absent);
+        let since = self.refused_since(&view).unwrap_or(now);
+        let said = view.error.clone().filter(|error| error.takes_back());
+        drop(view);
+        if !is_withdrawn && !is_absent {
+            self.missed = None;
+        } else if self.missed.is_none() || (is_withdrawn && !self.is_withdrawn) {
+            let gone = || Error::new(&codes::BACKEND_NOT_FOUND).object(&self.key.object);
+            let error = said.unwrap_or_else(|| Arc::new(gone()));
+            self.missed = Some(Failure { error, since });
+        }
+        self.is_withdrawn = is_withdrawn;
     }
 }
 
 impl Served {
+    /// Takes away what has to go, and gives back what has come.
+    pub fn judge(&mut self, now: Mono) {
+        let on_denied = self.spec.on_denied;
+        let all = self.sources.iter_mut();
+        all.for_each(|source| source.judge(on_denied, now));
+    }
+
     /// The next moment at which something has to go.
     pub fn withdraws_at(&self) -> Option<Mono> {
         let moment = |source: &Followed| {
@@ -73,9 +96,39 @@ impl Served {
         all.filter_map(moment).min()
     }
 
-    /// Whether something has gone.
-    pub fn has_withdrawn(&self) -> bool {
-        self.sources.iter().any(|source| source.is_withdrawn)
+    /// What becomes of the files of the secret that has this failure.
+    pub fn fate(&self, failure: &Failure) -> Fate {
+        let has_it = |source: &&Followed| {
+            let of_view = source.view.borrow().error.clone();
+            let missed = source.missed.as_ref().map(|missed| &missed.error);
+            let its = [of_view.as_ref(), missed];
+            its.into_iter()
+                .flatten()
+                .any(|error| Arc::ptr_eq(error, &failure.error))
+        };
+        let mut all = self.sources.iter().zip(&self.rendered);
+        let Some((source, rendered)) = all.find(|(source, _)| has_it(source)) else {
+            return Fate::Stay;
+        };
+        let goes_at = source.goes_at(&source.view.borrow(), self.spec.on_denied);
+        match (rendered, goes_at) {
+            (Known::Withdrawn, _) => Fate::Gone,
+            (_, Some(at)) => Fate::Until(at),
+            (_, None) => Fate::Stay,
+        }
+    }
+
+    /// What readers see, without what has to go now; `None`: nothing has.
+    pub fn only_withdrawn(&self, known: &[Known]) -> Option<Vec<Known>> {
+        if self.withdrawals(known).is_empty() {
+            return None;
+        }
+        let pairs = self.rendered.iter().zip(known);
+        let left = pairs.map(|(before, now)| match now {
+            Known::Withdrawn => Known::Withdrawn,
+            Known::Unknown | Known::Absent | Known::Object(_) => before.clone(),
+        });
+        Some(left.collect())
     }
 
     /// What readers would not see any more if this were shown to them.
@@ -90,7 +143,7 @@ impl Served {
             Some(Withdrawal {
                 nth,
                 object: source.key.object.clone(),
-                error: source.refusal(),
+                error: source.missed.as_ref()?.error.clone(),
             })
         })
         .collect()
@@ -98,18 +151,27 @@ impl Served {
 }
 
 impl Task {
-    /// Says in the log, by a number, and to the pod's author that readers see a secret no more.
-    pub fn tell_withdrawal(&self, gone: &Withdrawal) {
-        let (error, code) = (&gone.error, gone.error.code());
-        tracing::warn!(volume_id = %self.id, secret = %gone.object, code = code.name, %error, "the files of a secret are removed");
-        let meter = self.shared.metrics.backend(&gone.object.backend);
-        meter.removed(match error.kind() {
-            ErrorKind::SecretNotFound => Removal::Deleted,
-            _ => Removal::Denied,
-        });
+    /// Says in the log, by a number, and to the pod's author that readers see these secrets no more.
+    pub fn tell_withdrawals(&self, gone: &[Withdrawal]) {
+        for gone in gone {
+            let (error, code) = (&gone.error, gone.error.code());
+            tracing::warn!(volume_id = %self.id, secret = %gone.object, code = code.name, %error, "the files of a secret are removed");
+            let meter = self.shared.metrics.backend(&gone.object.backend);
+            meter.removed(match error.kind() {
+                ErrorKind::SecretNotFound => Removal::Deleted,
+                _ => Removal::Denied,
+            });
+        }
+        let Some(first) = gone.first() else {
+            return;
+        };
+        let all: Vec<String> = gone.iter().map(|gone| gone.object.to_string()).collect();
+        let (error, code) = (&first.error, first.error.code());
         let message = format!(
             "the files made of {} are removed, as `onDenied` says: {error}. {} They come back with the secret. [{}]",
-            gone.object, code.fix, code.name
+            all.join(", "),
+            code.fix,
+            code.name
         );
         self.tell_pod("SecretRemoved", message);
     }

@@ -5,9 +5,9 @@
 
 use super::{
     VolumeState,
-    served::Served,
     status::{Failure, state},
     task::Task,
+    withdraw::Fate,
 };
 use crate::{
     caller::Identity,
@@ -56,17 +56,17 @@ impl Task {
             let lasted = i64::try_from(lasted.as_millis()).unwrap_or(i64::MAX);
             Wall::from_millis(wall.as_millis().saturating_sub(lasted)).to_rfc3339()
         });
-        let served = self.served.as_ref();
-        let kept = match served.and_then(Served::withdraws_at) {
-            Some(at) => {
+        let fate = self.served.as_ref().map(|served| served.fate(failure));
+        let kept = match fate {
+            Some(Fate::Until(at)) => {
                 let left = i64::try_from(at.since(now).as_millis()).unwrap_or(i64::MAX);
                 let at = Wall::from_millis(wall.as_millis().saturating_add(left)).to_rfc3339();
                 format!("the files are kept as they were, those of what is refused until {at}")
             }
-            None if served.is_some_and(Served::has_withdrawn) => {
+            Some(Fate::Gone) => {
                 "the files of what is refused are removed, all others kept as they were".to_owned()
             }
-            None => "the files are kept as they were".to_owned(),
+            Some(Fate::Stay) | None => "the files are kept as they were".to_owned(),
         };
         let message = format!(
             "{kept}; not current since {since}: {error}. {} [{}]",

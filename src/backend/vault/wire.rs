@@ -38,7 +38,7 @@ pub(super) struct Call<'a> {
 pub(super) enum Said {
     /// 2xx.
     Good(SecretBytes),
-    /// 404, which may have a body that says more.
+    /// 404 by a Vault, whose body may say more.
     Missing(SecretBytes),
     /// 403, or 401: the path, or the token.
     Denied,
@@ -93,6 +93,20 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
 pub(super) fn of_data<'a, T: Deserialize<'a>>(body: &'a SecretBytes) -> Result<T> {
     let envelope: Envelope<'a> = parse(body.expose())?;
     parse(envelope.data.map_or("", RawValue::get).as_bytes())
+}
+
+/// Whether it is a Vault that says that there is nothing. What stands before it, and has lost it, answers 404 too; that no secret is there
+/// would be the wrong thing to make of that.
+fn is_vaults(body: &SecretBytes) -> bool {
+    #[derive(Deserialize)]
+    struct Nothing<'a> {
+        #[serde(borrow, default)]
+        errors: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        data: Option<&'a RawValue>,
+    }
+    let read: Result<Nothing<'_>> = parse(body.expose());
+    read.is_ok_and(|said| said.errors.is_some() || said.data.is_some())
 }
 
 impl<'a> Call<'a> {
@@ -165,7 +179,10 @@ impl Wire {
         };
         match status {
             200..=299 => Ok(Said::Good(answer.body)),
-            404 => Ok(Said::Missing(answer.body)),
+            404 if is_vaults(&answer.body) => Ok(Said::Missing(answer.body)),
+            404 => Err(Error::new(&codes::BACKEND_SERVER_ERROR).detail(
+                "the store answers 404, and not as a Vault does: something else answers in its place",
+            )),
             401 | 403 => Ok(Said::Denied),
             429 => Err(retry(Error::new(&codes::BACKEND_THROTTLED))),
             400..=499 => Ok(Said::Refused(status)),

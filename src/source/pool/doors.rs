@@ -425,11 +425,12 @@ impl Pool {
     }
 }
 
-/// Says on a source that waits, and showed no error so far, that its backend is in trouble.
+/// Says on a source that waits that its backend is in trouble, if nothing else is wrong with it. That it was refused before is not known any more.
 fn hold_back(now: Mono, source: &mut Source, door: &Door) {
     let long = now.after(limits::HELD_BACK);
     let shut = door.gate.shut_until(&source.tenant, now);
-    if source.view.error.is_none() && shut.is_some_and(|until| until > long) {
+    let said = source.view.error.as_deref();
+    if said.is_none_or(Error::takes_back) && shut.is_some_and(|until| until > long) {
         let error = Error::new(door.trouble)
             .object(&source.key.object)
             .detail("the store has not been answering; it will be asked again");

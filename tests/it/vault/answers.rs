@@ -82,6 +82,9 @@ async fn answers_that_are_none_are_told_apart() {
             "backend.answer_cut",
         ),
         (200, says(404, &body), "backend.not_found"),
+        // what stands before the store, and has lost it
+        (200, says(404, CANARY), "backend.server_error"),
+        (200, says(404, "{\"code\": 404}"), "backend.server_error"),
         (200, says(403, &body), "backend.permission_denied"),
         (200, says(400, &body), "vault.bad_request"),
         (200, says(418, &body), "vault.bad_request"),

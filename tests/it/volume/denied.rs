@@ -10,7 +10,7 @@ use secretfs::{
 
 use crate::support::{
     bed::{Bed, asked, code, refused, volume},
-    scripted::Answer,
+    scripted::{Answer, AskedWho},
 };
 
 /// Two secrets: one to be taken away, one that stays.
@@ -325,4 +325,174 @@ async fn whoever_is_refused_does_not_start_from_the_cache() {
         bed.pass(300).await;
         assert_eq!(publish(&bed, "w", &stale).await, answer.name);
     }
+}
+
+// Whoever may write one secret could else keep all others.
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_does_not_render_keeps_no_other() {
+    let text = "files: [{path: x, from: a:db}, {path: k, from: \"a:key#v\"}]\n";
+    let bed = Bed::new();
+    bed.a.put("db", "one");
+    bed.a.put("key", r#"{"v": "1"}"#);
+    assert_eq!(publish(&bed, "v", text).await, "ok");
+    bed.a.put("key", r#"{"w": "2"}"#);
+    fail(&bed, &codes::BACKEND_PERMISSION_DENIED);
+    bed.pass(580).await;
+    assert_eq!(bed.read("v", "x").as_deref(), Some("one"));
+    bed.pass(100).await;
+    assert_eq!(bed.read("v", "x"), None);
+    assert_eq!(bed.read("v", "k").as_deref(), Some("1"), "as it was");
+    assert_eq!(bed.trouble("v").as_deref(), Some("render.no_field"));
+    bed.a.put("key", r#"{"v": "3"}"#);
+    bed.pass(120).await;
+    assert_eq!(bed.read("v", "k").as_deref(), Some("3"));
+    assert_eq!(bed.read("v", "x"), None);
+    assert_eq!(removed(&bed), [1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_a_deleted_secret_does_not_stop_the_others_and_is_told() {
+    for said in ["", "onDenied: keep\n"] {
+        let text = format!("{TWO}{said}");
+        let mut bed = Bed::with_records();
+        bed.a.put("db", "one");
+        bed.a.put("key", "K");
+        assert_eq!(publish(&bed, "v", &text).await, "ok");
+        fail(&bed, &codes::BACKEND_NOT_FOUND);
+        bed.restart().await;
+        bed.volumes.restore().await;
+        assert_eq!(publish(&bed, "v", &text).await, "ok");
+        bed.a.put("key", "L");
+        bed.pass(120).await;
+        let before = [Some("one".into()), Some("oneK".into()), Some("L".into())];
+        assert_eq!(files(&bed, "v"), before, "{said}");
+        let status = bed.status("v").unwrap();
+        assert_eq!(status.state, VolumeState::Stale);
+        assert_eq!(status.error.unwrap().code, "backend.not_found");
+        bed.pass(600).await;
+        let gone = [None, None, Some("L".into())];
+        let expect = if said.is_empty() { gone } else { before };
+        assert_eq!(files(&bed, "v"), expect, "{said}");
+        assert_eq!(bed.status("v").unwrap().state, VolumeState::Stale);
+        assert!(!bed.told().contains(&"SecretCurrent"));
+    }
+}
+
+// Its own request waits for a probe, and the last that it has heard is the refusal.
+#[tokio::test(start_paused = true)]
+async fn in_an_outage_a_refusal_of_before_is_not_the_last_word() {
+    let text = "files: [{path: x, from: a:db}, {path: all/, from: \"a:many#*\"}]\n";
+    let bed = Bed::new();
+    bed.a.put("db", "one");
+    bed.a.put("many", r#"{"m": "1"}"#);
+    assert_eq!(publish(&bed, "v", text).await, "ok");
+    let others: Vec<String> = (0..12).map(|nth| format!("o{nth}")).collect();
+    for other in &others {
+        bed.a.put(other, "o");
+        let text = format!("refreshInterval: 10s\nfiles: [{{path: o, from: \"a:{other}\"}}]");
+        assert_eq!(publish(&bed, other, &text).await, "ok");
+    }
+    fail(&bed, &codes::BACKEND_PERMISSION_DENIED);
+    bed.pass(70).await;
+    assert_eq!(
+        bed.trouble("v").as_deref(),
+        Some("backend.permission_denied")
+    );
+    let down = |path: &str| {
+        bed.a
+            .answer(path, Answer::Fail(&codes::BACKEND_UNAVAILABLE, None))
+    };
+    others.iter().for_each(|other| down(other));
+    down("many");
+    down("db");
+    bed.pass(3600).await;
+    assert_eq!(bed.read("v", "x").as_deref(), Some("one"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_is_told_once_whatever_is_configured_anew() {
+    let bed = served(&format!("{TWO}onDenied: {{grace: 60s}}\n")).await;
+    fail(&bed, &codes::BACKEND_PERMISSION_DENIED);
+    bed.pass(180).await;
+    assert_eq!(removed(&bed), [1, 0]);
+    bed.reconfigure(7);
+    bed.clock.settle().await;
+    bed.a.put("key", "L");
+    bed.pass(1).await;
+    assert!(bed.status("v").unwrap().sources[0].removed);
+    bed.pass(300).await;
+    assert_eq!(files(&bed, "v"), [None, None, Some("L".into())]);
+    assert_eq!(removed(&bed), [1, 0]);
+    bed.a.answer("db", Answer::Value);
+    bed.pass(120).await;
+    assert_eq!(bed.read("v", "both").as_deref(), Some("oneL"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_that_go_together_are_one_event() {
+    let bed = served(TWO).await;
+    let denied = Answer::Fail(&codes::BACKEND_PERMISSION_DENIED, None);
+    bed.a.answer("db", denied.clone());
+    bed.a.answer("key", denied);
+    bed.volumes.refresh(&volume("v")).await.unwrap_err();
+    bed.pass(700).await;
+    assert_eq!(files(&bed, "v"), [None, None, None]);
+    assert_eq!(removed(&bed), [2, 0]);
+    let told = bed.told();
+    let gone = told.iter().filter(|reason| **reason == "SecretRemoved");
+    assert_eq!(gone.count(), 1, "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_waits_hears_of_a_refusal_meanwhile() {
+    let bed = served(TWO).await;
+    bed.a.put("slow", "s");
+    let slow = Answer::Slow(Duration::from_secs(20));
+    bed.a.answer("slow", slow);
+    bed.pass(55).await;
+    let text = "files: [{path: x, from: a:db}, {path: s, from: a:slow}]";
+    let waiting = bed.begin(asked("w", text));
+    bed.clock.settle().await;
+    fail(&bed, &codes::BACKEND_PERMISSION_DENIED);
+    bed.pass(30).await;
+    assert_eq!(code(&waiting.await.unwrap()), "backend.permission_denied");
+    assert_eq!(bed.read("w", "x"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_an_optional_secret_is_absent_is_known_in_an_outage_too() {
+    let text = "serveStaleFor: 1h\nfiles: [{path: x, from: a:none, optional: true}, {path: k, from: a:key}]";
+    let bed = Bed::new();
+    bed.a.put("key", "K");
+    assert_eq!(publish(&bed, "v", text).await, "ok");
+    for path in ["none", "key"] {
+        bed.a
+            .answer(path, Answer::Fail(&codes::BACKEND_UNAVAILABLE, None));
+    }
+    bed.volumes.refresh(&volume("v")).await.unwrap_err();
+    assert_eq!(publish(&bed, "soon", text).await, "ok");
+    bed.pass(1800).await;
+    assert_eq!(publish(&bed, "late", text).await, "ok");
+    assert_eq!(bed.read("late", "k").as_deref(), Some("K"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_policy_takes_away_goes_also_after_a_restart() {
+    let mut bed = Bed::with_records();
+    bed.a.put("db", "one");
+    bed.b.put("key", "K");
+    let text = "files: [{path: x, from: a:db}, {path: k, from: b:key}]";
+    assert_eq!(publish(&bed, "v", text).await, "ok");
+    bed.a.when_asked_who(AskedWho::Node); // whose policy allows nothing
+    bed.restart().await;
+    bed.volumes.restore().await;
+    assert_eq!(publish(&bed, "v", text).await, "ok");
+    bed.b.put("key", "L");
+    bed.pass(120).await;
+    let shown = |bed: &Bed| ["x", "k"].map(|file| bed.read("v", file));
+    assert_eq!(shown(&bed), [Some("one".into()), Some("L".into())]);
+    assert_eq!(bed.status("v").unwrap().state, VolumeState::Denied);
+    bed.pass(600).await;
+    assert_eq!(shown(&bed), [None, Some("L".into())]);
+    assert_eq!(bed.status("v").unwrap().state, VolumeState::Denied);
 }
