@@ -43,6 +43,31 @@ fn a_running_pod_is_told_of_a_denial_of_an_outage_and_of_their_ends() {
     }
 }
 
+#[test]
+fn a_running_pod_loses_what_is_denied_when_its_spec_says_so_and_gets_it_back() {
+    let (cluster, _turn) = cluster::alone();
+    let namespace = Namespace::new(cluster, "loses");
+    let mut pod = Pod::new("loses", &namespace);
+    pod.volume = "onDenied: {grace: 2s}\n".to_owned();
+    namespace.run(&pod);
+    let has_it = || {
+        namespace
+            .exec("loses", &["ls", "/secrets"])
+            .contains("word")
+    };
+    assert!(has_it());
+    let secret = format!("store:{}/a", namespace.name);
+    {
+        let _configured = Configured::with(cluster, &plugin::nobody_may());
+        namespace.wait_for_event("loses", "SecretRemoved", &["policy.denied", &secret]);
+        assert!(!has_it(), "as its container sees it");
+    }
+    let told = || plugin::told(cluster);
+    eventually("its file is back", || has_it().then_some(()), told);
+    assert_eq!(namespace.word("loses"), "first");
+    namespace.wait_for_event("loses", "SecretCurrent", &["current again"]);
+}
+
 /// Its log has this line.
 fn log_says(cluster: &Cluster, words: &str) {
     eventually(
