@@ -87,6 +87,16 @@ pub enum Known {
     Object(Arc<Object>),
 }
 
+impl Known {
+    /// Whether both are the same answer of the store: the same object, not only an equal one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Known::Object(one), Known::Object(other)) => Arc::ptr_eq(one, other),
+            (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
+        }
+    }
+}
+
 /// What is in an object. Several files in one answer are fields; a field's name becomes a path only in `render`.
 #[derive(Debug)]
 pub enum Content {

@@ -109,14 +109,10 @@ impl SourceView {
 
     /// Whether all that differs is that the source was asked.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
-        let known = match (&self.known, &other.known) {
-            (Known::Object(one), Known::Object(other)) => Arc::ptr_eq(one, other),
-            (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
-        };
         let same = |one: &Option<Arc<Error>>, other: &Option<Arc<Error>>| {
             one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
         };
-        known
+        self.known.is_same(&other.known)
             && same(&self.error, &other.error)
             && same(&self.watch_error, &other.watch_error)
             && self.failing_since == other.failing_since

@@ -234,14 +234,6 @@ fn version(known: &Known) -> Option<Version> {
     }
 }
 
-/// Whether both are the same answer of the store: the same object, not only an equal one.
-pub(super) fn same(a: &Known, b: &Known) -> bool {
-    match (a, b) {
-        (Known::Object(a), Known::Object(b)) => Arc::ptr_eq(a, b),
-        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
-    }
-}
-
 impl Served {
     /// What its sources show now.
     pub fn views(&self) -> Vec<SourceView> {
@@ -349,7 +341,7 @@ impl Served {
         self.judge(now);
         for (source, tried) in self.sources.iter().zip(&self.tried) {
             let view = source.view.borrow();
-            if !same(&source.known(), tried) {
+            if !source.known().is_same(tried) {
                 changed = true;
                 // the answer that brought it; where we forgot what was tried (a mount came back) it need not have been new
                 let is_news = !matches!(tried, Known::Unknown) && !source.is_withdrawn;

@@ -21,7 +21,7 @@ use crate::{
         complaint::Complaint,
         read::Refusal,
         restore::Held,
-        served::{Adopted, Job, Served, Shown, same},
+        served::{Adopted, Job, Served, Shown},
         status::{Report, trouble},
         volumes::{Command, Reply, Settings, Shared},
     },
@@ -296,7 +296,7 @@ impl Task {
         }
         for ((source, rendered), known) in served.sources.iter().zip(&served.rendered).zip(&known) {
             if let Known::Object(object) = known
-                && !same(rendered, known)
+                && !rendered.is_same(known)
             {
                 let (key, version) = (source.key.clone(), object.version.clone());
                 self.shared.sources.applied(&self.id, key, version);

@@ -97,10 +97,11 @@ fn names(page: &str, names: &[&str]) {
 
 #[test]
 fn the_page_of_specs_names_every_key_filter_and_test() {
-    use secretfs::spec::{files, parse, template};
+    use secretfs::spec::{files, parse, template, times};
     for keys in [
         parse::KEYS,
         parse::RESERVED,
+        times::DENIED_KEYS,
         files::KEYS,
         files::FROM_KEYS,
         template::FILTERS,
@@ -140,6 +141,7 @@ fn the_page_of_vault_names_every_key() {
         vault::KEYS,
         vault::TLS_KEYS,
         vault::TIMEOUT_KEYS,
+        vault::REQUEST_KEYS,
         vault::AUTH_KEYS,
     ] {
         names("../backends/vault.md", keys);

@@ -42,7 +42,7 @@ use self::{
     settings::{Method, Settings},
     wire::Wire,
 };
-pub use settings::{AUTH_KEYS, KEYS, TIMEOUT_KEYS, TLS_KEYS};
+pub use settings::{AUTH_KEYS, KEYS, REQUEST_KEYS, TIMEOUT_KEYS, TLS_KEYS};
 
 use crate::{
     backend::{
