@@ -91,6 +91,8 @@ pub struct Seen {
 pub struct Watched {
     pub mode: Mode,
     pub mode_since: Mono,
+    /// It may have wanted to be left alone until then.
+    quiet_until: Mono,
     /// The first answer since it has been answering.
     pub alive_at: Option<Mono>,
     pub in_flight: u32,
@@ -109,6 +111,7 @@ impl Watched {
         Self {
             mode: Mode::Healthy,
             mode_since: now,
+            quiet_until: now,
             alive_at: Some(now),
             in_flight: 0,
             bucket: f64::from(limits::BACKEND_BURST),
@@ -185,7 +188,13 @@ impl Watched {
             Mode::Throttle => THROTTLE,
             _ => Duration::ZERO,
         };
-        self.mode_since = now.after(aftermath);
+        if was == Mode::Throttle {
+            self.quiet_until = now.after(THROTTLE); // whatever it does in between
+        }
+        self.mode_since = match mode.answers() {
+            true => now.after(aftermath).max(self.quiet_until),
+            false => now.after(aftermath),
+        };
         (self.asked, self.healthy, self.floor) = (0, 0.0, 0.0);
         if long && asked as f64 > allowed {
             return Err(format!(

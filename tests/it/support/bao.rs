@@ -174,16 +174,22 @@ impl Bao {
     /// Stops answering, without closing anything; SIGCONT at the end.
     pub fn freeze(&self) {
         self.signal(rustix::process::Signal::STOP);
+        // each of its threads stops when it hears of it
+        let (pid, stops) = (self.pid(), rustix::process::WaitOptions::UNTRACED);
+        rustix::process::waitpid(Some(pid), stops).unwrap();
     }
 
     pub fn thaw(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    fn pid(&self) -> rustix::process::Pid {
         let pid = i32::try_from(self.child.id()).unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        rustix::process::Pid::from_raw(pid).unwrap()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
     /// As a backend's `address`.
