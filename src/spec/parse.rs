@@ -82,7 +82,7 @@ pub type Check<'c> = &'c dyn Fn(&ObjectRef) -> Result<Facts, Problem>;
 /// `check` asks the reference's backend, without I/O; its problem is shown at the reference.
 ///
 /// # Errors
-/// All problems, in the order of the text, at most [`limits::PROBLEMS`].
+/// All problems, in the order of the text, at most [`crate::limits::PROBLEMS`].
 pub fn parse(text: &str, setting: &Setting, check: Check<'_>) -> Result<VolumeSpec, Vec<Problem>> {
     let mut problems = Problems::default();
     let Some(tree) = yaml::parse(text, &mut problems) else {
