@@ -134,6 +134,10 @@ fn notes(volume: &VolumeStatus) -> Vec<String> {
         told.is_some_and(|told| told.code == error.code && told.message == error.message)
     };
     for source in &volume.sources {
+        if source.removed {
+            let gone = "its files are removed, as `onDenied` says; they come back with it";
+            notes.push(format!("{}: {gone}", source.reference));
+        }
         if let Some(error) = source.error.as_ref().filter(|error| !same(error)) {
             notes.push(format!("{}: {}", source.reference, reason(error)));
         }
@@ -288,12 +292,20 @@ mod tests {
                 since: None,
             }),
         });
+        let mut removed = volume("shop/e", V::Denied, Some(denied));
+        removed.sources.push(SourceStatus {
+            reference: "store:db".into(),
+            version: None,
+            removed: true,
+            pushes: false,
+            error: removed.error.clone(),
+        });
         let volumes = [
             volume("shop/a", V::Fresh, None),
             unwatched,
             volume("shop/c", V::Stale, down("2026-11-28T11:00:00.000Z")),
             volume("shop/d", V::Stale, down("2026-11-28T09:00:00.000Z")),
-            volume("shop/e", V::Denied, Some(denied)),
+            removed,
             volume("shop/f", V::Lost, None),
         ];
         let text = table(&volumes.iter().collect::<Vec<_>>());
@@ -304,6 +316,7 @@ lost    shop/f  db      tmpfs  4           12m ago  on push
 denied  shop/e  db      tmpfs  4           12m ago  on push
   since 2026-11-28T10:00:00.000Z: store:db: no line allows it [policy.denied]
   fix: Add a line to the policy.
+  store:db: its files are removed, as `onDenied` says; they come back with it
 stale   shop/d  db      tmpfs  4           12m ago  on push
   since 2026-11-28T09:00:00.000Z: store:db: refused [2J [backend.unavailable]
   fix: Nothing: it is asked again.
