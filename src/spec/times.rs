@@ -48,11 +48,9 @@ impl Reader<'_> {
     /// `onDenied`: a word, or a mapping that says how long.
     pub fn on_denied(&mut self, top: &Fields<'_>) -> OnDenied {
         const FIELD: &str = "onDenied";
-        const WORDS: &[(&str, OnDenied)] = &[
-            ("keep", OnDenied::Keep),
-            ("remove", OnDenied::RemoveAfter(limits::DENIED_GRACE)),
-        ];
-        let default = OnDenied::RemoveAfter(limits::DENIED_GRACE);
+        const REMOVE: OnDenied = OnDenied::RemoveAfter(limits::DENIED_GRACE);
+        const WORDS: &[(&str, OnDenied)] = &[("keep", OnDenied::Keep), ("remove", REMOVE)];
+        let default = REMOVE;
         let Some(node) = top.value(FIELD) else {
             return default;
         };

@@ -234,9 +234,7 @@ impl Task {
     /// The sources of an order.
     fn wanted(&self, order: &Order) -> Result<Vec<Wanted>> {
         let judged = self.judged(order).into_iter();
-        judged
-            .map(|one| one.map_err(|refused| refused.error))
-            .collect()
+        judged.map(|one| Ok(one?)).collect()
     }
 
     /// The same, with a verdict on each; those that the policy denies go on record.

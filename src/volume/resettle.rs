@@ -144,10 +144,9 @@ impl Served {
                     if has_lease && source.is_live() {
                         self.leaving.push(source.key.clone());
                     }
-                    *tried = match &view.borrow().known {
-                        Known::Unknown => Known::Unknown,
-                        Known::Absent | Known::Withdrawn | Known::Object(_) => tried.clone(),
-                    };
+                    if matches!(view.borrow().known, Known::Unknown) {
+                        *tried = Known::Unknown;
+                    }
                     *source = Followed {
                         is_denied: false,
                         ..Followed::new(want, view, Some(source), now)

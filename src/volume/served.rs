@@ -330,7 +330,7 @@ impl Served {
 
     /// The sources' objects as they are now.
     pub fn known(&self) -> Vec<Known> {
-        known(&self.sources)
+        self.sources.iter().map(Followed::known).collect()
     }
 
     /// Notes whether there is something to render, and says whether it is time: none of the sources is in flight, or the
@@ -544,9 +544,4 @@ pub(super) fn hides_the_mount(code: &Code) -> bool {
         &codes::MOUNT_HELD,
     ];
     all.contains(&code)
-}
-
-/// What is known of each of these.
-pub(super) fn known(sources: &[Followed]) -> Vec<Known> {
-    sources.iter().map(Followed::known).collect()
 }

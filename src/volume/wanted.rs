@@ -23,8 +23,7 @@ pub(super) fn wanted(
     settings: &Settings,
 ) -> Result<Vec<Wanted>> {
     let each = wanted_each(id, spec, identity, settings).into_iter();
-    each.map(|one| one.map_err(|refused| refused.error))
-        .collect()
+    each.map(|one| Ok(one?)).collect()
 }
 
 /// One source, or why not.
@@ -36,6 +35,12 @@ pub(super) struct Unwanted {
     pub want: Option<Box<Wanted>>,
     /// Why.
     pub error: Error,
+}
+
+impl From<Unwanted> for Error {
+    fn from(refused: Unwanted) -> Self {
+        refused.error
+    }
 }
 
 /// The same, with a verdict on each.

@@ -236,18 +236,15 @@ impl Reader {
     }
 
     fn tls(&mut self, top: &Fields<'_>) -> TlsFiles {
-        let field = top.field("tls");
-        let Some(node) = top.value("tls") else {
+        let Some((node, fields)) = self.part(top, "tls", TLS_KEYS) else {
             return TlsFiles::default();
         };
-        let Some(fields) = Fields::new(node, &field, TLS_KEYS, &[], &mut self.problems) else {
-            return TlsFiles::default();
-        };
+        let field = &fields.path;
         let (certificate, key) = (self.file(&fields, "certificate"), self.file(&fields, "key"));
         if fields.value("certificate").is_some() != fields.value("key").is_some() {
             self.wrong(
                 node,
-                &field,
+                field,
                 format!("{field} has one of `certificate` and `key`; both are needed"),
             );
         }
@@ -285,13 +282,21 @@ impl Reader {
             .collect()
     }
 
+    /// A mapping among the settings, if it is there, and its place.
+    fn part<'n>(
+        &mut self,
+        top: &Fields<'n>,
+        key: &str,
+        known: &[&'static str],
+    ) -> Option<(&'n Node, Fields<'n>)> {
+        let node = top.value(key)?;
+        let fields = Fields::new(node, &top.field(key), known, &[], &mut self.problems)?;
+        Some((node, fields))
+    }
+
     fn timeouts(&mut self, top: &Fields<'_>) -> Timeouts {
         let mut times = Timeouts::default();
-        let field = top.field("timeouts");
-        let fields = top.value("timeouts");
-        let fields = fields
-            .and_then(|node| Fields::new(node, &field, TIMEOUT_KEYS, &[], &mut self.problems));
-        let Some(fields) = fields else {
+        let Some((_, fields)) = self.part(top, "timeouts", TIMEOUT_KEYS) else {
             return times;
         };
         for (key, into) in [
@@ -322,11 +327,7 @@ impl Reader {
 
     fn requests(&mut self, top: &Fields<'_>) -> Allowance {
         let mut allowed = Allowance::default();
-        let field = top.field("requests");
-        let fields = top.value("requests");
-        let fields = fields
-            .and_then(|node| Fields::new(node, &field, REQUEST_KEYS, &[], &mut self.problems));
-        let Some(fields) = fields else {
+        let Some((_, fields)) = self.part(top, "requests", REQUEST_KEYS) else {
             return allowed;
         };
         for (key, into) in [
